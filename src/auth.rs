@@ -1,0 +1,4 @@
+//! Users, passwords and tokens.
+
+/// Checks who somebody is.
+pub struct Auth {}

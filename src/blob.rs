@@ -1,0 +1,75 @@
+//! Content-addressed bytes: sources, layers, manifests, caches, chunks of logs.
+//!
+//! A blob is named by the SHA-256 of its content and never changes. The trait is fit for object
+//! storage: content streams in and out, nothing seeks, and callers never see a rename.
+
+use std::{ops::Range, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use crate::model::Digest;
+
+/// A backend that keeps blobs.
+#[async_trait]
+pub trait Blobs: Send + Sync + 'static {
+    /// Starts a new blob. Nothing of it is visible, and nothing of it stays when the writer is
+    /// dropped, before it is finished.
+    async fn writer(&self) -> Result<Box<dyn BlobWriter>, Error>;
+
+    /// The content of a blob, or a part of it; none when there is no such blob.
+    async fn open(&self, digest: &Digest, range: Option<Range<u64>>) -> Result<Option<BlobReader>, Error>;
+
+    /// The size of a blob in bytes; none when there is no such blob.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
+
+    /// Removes a blob; false when there was none.
+    async fn delete(&self, digest: &Digest) -> Result<bool, Error>;
+
+    /// Up to `limit` blobs in order of their digest, after the given one, with their sizes.
+    async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<(Digest, u64)>, Error>;
+
+    /// The file that holds a blob, where there is one on this machine. It must only be read.
+    fn local_path(&self, digest: &Digest) -> Option<PathBuf>;
+}
+
+/// A blob on its way in.
+#[async_trait]
+pub trait BlobWriter: Send {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), Error>;
+
+    /// Bytes written so far.
+    fn written(&self) -> u64;
+
+    /// Makes the blob durable and visible. With an expected digest that does not match, nothing stays.
+    async fn finish(self: Box<Self>, expected: Option<Digest>) -> Result<BlobInfo, Error>;
+}
+
+/// What a finished blob is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobInfo {
+    pub digest: Digest,
+    pub size: u64,
+}
+
+/// A blob on its way out.
+pub struct BlobReader {
+    /// Of the whole blob, also when only a part was asked for.
+    pub size: u64,
+    pub stream: ByteStream,
+}
+
+pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// A shared backend.
+pub type SharedBlobs = Arc<dyn Blobs>;
+
+/// What can go wrong with blobs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the content has digest {actual}, not {expected}")]
+    Mismatch { expected: Digest, actual: Digest },
+    #[error("{doing}")]
+    Io { doing: String, source: std::io::Error },
+}

@@ -1,0 +1,147 @@
+//! What the daemon tells a phase, and what a phase reports back. JSON, both ways.
+//!
+//! A phase is run as `epiniod lifecycle PHASE`, reads [`INPUT`] and writes [`REPORT`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{Digest, ImageName},
+    oci::Compression,
+};
+
+/// Where every phase finds its JSON input.
+pub const INPUT: &str = "/run/epiniod/phase.json";
+/// Where every phase leaves its report.
+pub const REPORT: &str = "/run/epiniod/out/report.json";
+/// Where a phase that talks to the registry finds its token (not the build).
+pub const TOKEN: &str = "/run/epiniod/token";
+
+/// `prepare`: lay out the volumes: source in `/workspace`, platform directory, embedded buildpacks
+/// in `/cnb`, what was cached in `/layers`. Runs as root of its sandbox; what it writes belongs to the CNB user.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prepare {
+    /// The uploaded archive, a file in the sandbox.
+    pub source: String,
+    /// Limits of the unpacked source.
+    pub max_bytes: u64,
+    pub max_entries: u64,
+    /// The application's environment, for `/platform/env`.
+    pub environment: BTreeMap<String, String>,
+    /// Where the previous image and the cache are.
+    pub registry: RegistryAccess,
+    /// The image of the last successful staging, for reuse of layers.
+    pub previous: Option<ImageName>,
+    pub cache: Option<ImageName>,
+}
+
+/// The report of `prepare`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    pub entries: u64,
+    pub bytes: u64,
+    /// What could not be restored, and why; never fatal.
+    pub warnings: Vec<String>,
+}
+
+/// `detect`: which buildpacks take part. Runs as the CNB user without network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Detect {
+    pub target: Target,
+}
+
+/// The report of `detect`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Detected {
+    pub buildpacks: Vec<BuildpackRef>,
+    /// Debian packages that the plan requires of the built-in `debian` provider.
+    pub packages: Vec<PackageRequest>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildpackRef {
+    pub id: String,
+    pub version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PackageRequest {
+    pub name: String,
+    /// Needed while building.
+    pub build: bool,
+    /// Needed in the application image.
+    pub launch: bool,
+}
+
+/// `build`: run the buildpacks of the group. Runs as the CNB user in the build base.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Build {
+    pub target: Target,
+    /// Variables that every buildpack gets, beside `/platform/env`: proxies and certificate
+    /// bundles. They reach the build and never the image.
+    pub build_environment: BTreeMap<String, String>,
+}
+
+/// `export`: write the image, then the cache. Runs as root of its sandbox on the daemon's network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Export {
+    pub registry: RegistryAccess,
+    /// Repository and tag of the image.
+    pub repository: String,
+    pub tag: String,
+    /// What the application layers are put on.
+    pub run_image: ImageName,
+    pub previous: Option<ImageName>,
+    pub cache_repository: String,
+    pub compression: Compression,
+    /// For `io.buildpacks.project.metadata`.
+    pub project: serde_json::Value,
+}
+
+/// The report of `export`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exported {
+    pub image: ImageName,
+    pub cache: Option<ImageName>,
+    pub layers_added: u32,
+    pub layers_reused: u32,
+    pub warnings: Vec<String>,
+}
+
+/// How a phase reaches the registry; the token is in [`TOKEN`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryAccess {
+    /// `host:port`, plain HTTP.
+    pub address: String,
+}
+
+/// What images are built for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub os: String,
+    pub arch: String,
+    pub distro_name: String,
+    pub distro_version: String,
+}
+
+/// Identifies a phase failure to the daemon: written to [`REPORT`] by any phase that fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One or two sentences: what is wrong and what to do next.
+    pub cause: String,
+    /// The exit code of the lifecycle (Platform API, "Outputs" of each phase).
+    pub code: i32,
+    /// The buildpack that failed.
+    pub buildpack: Option<BuildpackRef>,
+}
+
+/// The digest of everything that decides an image besides its source: makes "no change" detectable.
+pub fn fingerprint(parts: &[&[u8]]) -> Digest {
+    let mut all = Vec::new();
+    for part in parts {
+        all.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        all.extend_from_slice(part);
+    }
+    Digest::of(all)
+}

@@ -1,0 +1,25 @@
+//! What the product talks about: names, digests, routes, applications, stagings, releases.
+//!
+//! Everything here is plain data, parsed once at the edge of the process: inside, a bad name or a
+//! malformed digest cannot exist. The room does no I/O and knows no other room.
+
+mod app;
+mod digest;
+mod image;
+mod name;
+mod release;
+mod route;
+mod staging;
+mod time;
+
+pub use app::{App, Origin};
+pub use digest::{Digest, InvalidDigest};
+pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
+pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, UserName};
+pub use release::{Release, ReleaseId, ReleaseState};
+pub use route::{InvalidRoute, Route};
+pub use staging::{Phase, Staging, StagingState};
+pub use time::Timestamp;
+
+/// Environment of an application, as the user set it.
+pub type Environment = std::collections::BTreeMap<EnvName, String>;

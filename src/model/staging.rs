@@ -1,0 +1,74 @@
+//! A staging: one way of a source to an image.
+
+use serde::{Deserialize, Serialize};
+
+use super::{AppName, Digest, Environment, ImageName, Namespace, StageId, Timestamp};
+
+/// One attempt to make an image of a source. Never reused: a new attempt is a new staging.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Staging {
+    pub id: StageId,
+    pub namespace: Namespace,
+    pub app: AppName,
+    /// The uploaded archive.
+    pub source: Digest,
+    pub blob_uid: String,
+    /// The application's environment when the staging started.
+    pub environment: Environment,
+    pub created_at: Timestamp,
+    pub state: StagingState,
+    /// The image, from `Exporting` on.
+    pub image: Option<ImageName>,
+    /// Milliseconds that each finished phase took, in order.
+    pub timings: Vec<(Phase, u64)>,
+    /// What decides whether a later staging may reuse this one's image: source content,
+    /// environment, builder version and base lock.
+    pub fingerprint: Option<Digest>,
+    /// Chunks of the log, in order.
+    pub log: Vec<Digest>,
+}
+
+/// The states of a staging. Only forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum StagingState {
+    Queued,
+    Preparing,
+    Building,
+    Exporting,
+    Done,
+    Failed { cause: String },
+}
+
+impl StagingState {
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Done | Self::Failed { .. })
+    }
+}
+
+/// What a staging spends its time on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Upload,
+    Prepare,
+    Detect,
+    Base,
+    Build,
+    Export,
+    Deploy,
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Upload => "upload",
+            Self::Prepare => "prepare",
+            Self::Detect => "detect",
+            Self::Base => "base",
+            Self::Build => "build",
+            Self::Export => "export",
+            Self::Deploy => "deploy",
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What epiniod does, seen from outside: one module per behaviour.
