@@ -1,48 +1,75 @@
 //! Applications: releases, the health gate, scale, environment, and the routes that `edge` follows.
+//!
+//! What should be is in the store; a reconciler makes it so, again and again: it starts what is
+//! missing, stops what nobody wants, and rebuilds the route table when an instance changes. A
+//! deployment adds a numbered release, waits until it answers, moves the traffic, and only then
+//! stops the one before. Scale and routes change in place; image and environment make a new release.
 
+mod change;
+mod deploy;
+mod namespace;
+mod reconcile;
 mod routes;
 
-pub use routes::{Backend, InFlight, Lookup, RouteTable, Target};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::stream::BoxStream;
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+
+pub use change::{AppChange, NewApp, Restart};
+pub use deploy::{Deployed, Deployment};
+pub use namespace::NamespaceRecord;
+pub use routes::{Backend, InFlight, Lookup, RouteTable, Target};
 
 use crate::{
-    model::{App, AppName, Environment, ImageName, Namespace, Origin, Release, Route, StageId, Timestamp},
-    runtime::{Instance, LogLine, LogQuery},
-    store,
+    model::{App, AppName, Namespace, Release, ReleaseId, Route},
+    runtime::{Instance, Limits, LogLine, LogQuery, SharedRuntime},
+    store::{self, Key, Objects},
 };
 
 /// All applications and namespaces of this daemon.
-pub struct Apps {}
+pub struct Apps {
+    objects: Objects,
+    runtime: SharedRuntime,
+    table: Arc<RouteTable>,
+    settings: Settings,
+    /// One deployment, change or deletion of an application at a time.
+    turns: Mutex<HashMap<(Namespace, AppName), Arc<tokio::sync::Mutex<()>>>>,
+    /// Releases that are on their way in or out: the reconciler leaves them alone.
+    in_transit: reconcile::InTransit,
+    backends: Mutex<HashMap<(ReleaseId, String, std::net::SocketAddr), Arc<Backend>>>,
+    poke: Notify,
+    tasks: TaskTracker,
+}
 
-/// What an application is created with.
+/// What applications are run with.
 #[derive(Debug, Clone)]
-pub struct NewApp {
-    pub namespace: Namespace,
-    pub name: AppName,
-    pub username: String,
-    pub config: AppChange,
+pub struct Settings {
+    pub system_domain: String,
+    pub limits: Limits,
+    /// How long a new release may take until it accepts connections.
+    pub health_deadline: Duration,
+    /// How long requests to an old release may take until it is stopped.
+    pub drain: Duration,
+    /// Between SIGTERM and SIGKILL.
+    pub grace: Duration,
 }
 
-/// What is changed of an application; `None` stays as it is.
-#[derive(Debug, Clone, Default)]
-pub struct AppChange {
-    pub instances: Option<u32>,
-    /// Merged into what there is; with `replace_environment` it replaces it.
-    pub environment: Option<Environment>,
-    pub replace_environment: bool,
-    pub unset_environment: Vec<crate::model::EnvName>,
-    pub routes: Option<Vec<Route>>,
-    pub appchart: Option<String>,
-    /// Whether a running application takes the change at once.
-    pub restart: Restart,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Restart {
-    #[default]
-    Now,
-    Later,
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            system_domain: "localhost".to_owned(),
+            limits: Limits::default(),
+            health_deadline: Duration::from_secs(60),
+            drain: Duration::from_secs(30),
+            grace: Duration::from_secs(10),
+        }
+    }
 }
 
 /// What an application does right now.
@@ -55,96 +82,98 @@ pub struct AppStatus {
     pub failure: Option<String>,
 }
 
-/// What came of a deployment.
-#[derive(Debug, Clone)]
-pub struct Deployed {
-    pub release: Release,
-    pub routes: Vec<Route>,
-}
-
-/// A namespace.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct NamespaceRecord {
-    pub name: Namespace,
-    pub created_at: Timestamp,
-}
-
 impl Apps {
-    pub async fn create_namespace(&self, _name: &Namespace) -> Result<NamespaceRecord, Error> {
-        todo!()
+    pub fn new(objects: Objects, runtime: SharedRuntime, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            objects,
+            runtime,
+            table: Arc::default(),
+            settings,
+            turns: Mutex::default(),
+            in_transit: Default::default(),
+            backends: Mutex::default(),
+            poke: Notify::new(),
+            tasks: TaskTracker::new(),
+        })
     }
 
-    pub async fn namespace(&self, _name: &Namespace) -> Result<NamespaceRecord, Error> {
-        todo!()
+    /// What `edge` routes by.
+    pub fn route_table(&self) -> Arc<RouteTable> {
+        Arc::clone(&self.table)
     }
 
-    pub async fn namespaces(&self) -> Result<Vec<NamespaceRecord>, Error> {
-        todo!()
-    }
-
-    /// Deletes a namespace with all its applications.
-    pub async fn delete_namespace(&self, _name: &Namespace) -> Result<(), Error> {
-        todo!()
-    }
-
-    pub async fn create(&self, _app: NewApp) -> Result<App, Error> {
-        todo!()
-    }
-
-    pub async fn get(&self, _namespace: &Namespace, _name: &AppName) -> Result<App, Error> {
-        todo!()
+    pub async fn get(&self, namespace: &Namespace, name: &AppName) -> Result<App, Error> {
+        let stored = self.objects.get::<App>(&Key::app(namespace, name)).await?;
+        match stored {
+            Some(stored) => Ok(stored.value),
+            None => {
+                self.namespace(namespace).await?;
+                Err(Error::NoSuchApp { namespace: namespace.clone(), name: name.clone() })
+            }
+        }
     }
 
     /// In order of namespace and name; of all namespaces without one.
-    pub async fn list(&self, _namespace: Option<&Namespace>) -> Result<Vec<App>, Error> {
-        todo!()
+    pub async fn list(&self, namespace: Option<&Namespace>) -> Result<Vec<App>, Error> {
+        if let Some(namespace) = namespace {
+            self.namespace(namespace).await?;
+        }
+        let stored = self.objects.list::<App>(namespace.map(Namespace::as_str)).await?;
+        Ok(stored.into_iter().map(|stored| stored.value).collect())
     }
 
-    pub async fn status(&self, _app: &App) -> Result<AppStatus, Error> {
-        todo!()
-    }
-
-    /// Changes an application; where it runs, with `Restart::Now`, a new release is made and waited for.
-    pub async fn update(&self, _namespace: &Namespace, _name: &AppName, _change: AppChange) -> Result<App, Error> {
-        todo!()
-    }
-
-    /// Makes a new release of this image and waits until it serves (or failed; then the one before still serves).
-    /// With `replaces_origin` the application remembers where its source came from.
-    pub async fn deploy(
-        &self,
-        _namespace: &Namespace,
-        _name: &AppName,
-        _image: ImageName,
-        _stage: Option<StageId>,
-        _origin: Option<Origin>,
-    ) -> Result<Deployed, Error> {
-        todo!()
-    }
-
-    /// A new release of what runs now.
-    pub async fn restart(&self, _namespace: &Namespace, _name: &AppName) -> Result<Deployed, Error> {
-        todo!()
-    }
-
-    /// Stops and forgets an application: releases, stagings, sources, images, logs.
-    pub async fn delete(&self, _namespace: &Namespace, _name: &AppName) -> Result<(), Error> {
-        todo!()
+    pub async fn status(&self, app: &App) -> Result<AppStatus, Error> {
+        let release = match app.release {
+            Some(number) => self.release(&release_id(app, number)).await?,
+            None => None,
+        };
+        let instances = match &release {
+            Some(release) => self.runtime.status(&release.id).await?.unwrap_or_default().instances,
+            None => Vec::new(),
+        };
+        Ok(AppStatus { release, instances, failure: app.failure.clone() })
     }
 
     pub async fn logs(
         &self,
-        _namespace: &Namespace,
-        _name: &AppName,
-        _query: LogQuery,
+        namespace: &Namespace,
+        name: &AppName,
+        query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, Error> {
-        todo!()
+        self.get(namespace, name).await?;
+        Ok(self.runtime.logs(namespace, name, query).await?)
     }
 
     /// The routes of an application: its own, or the default route of the system domain.
-    pub fn routes(&self, _app: &App) -> Vec<Route> {
-        todo!()
+    pub fn routes(&self, app: &App) -> Vec<Route> {
+        if !app.routes.is_empty() {
+            return app.routes.clone();
+        }
+        vec![self.default_route(&app.name)]
     }
+
+    fn default_route(&self, name: &AppName) -> Route {
+        let host = format!("{name}.{}", self.settings.system_domain);
+        host.parse().expect("a label in front of a checked domain is a host")
+    }
+
+    async fn release(&self, id: &ReleaseId) -> Result<Option<Release>, Error> {
+        Ok(self.objects.get::<Release>(&Key::release(id)).await?.map(|stored| stored.value))
+    }
+
+    /// Waits for this application's turn.
+    async fn turn(&self, namespace: &Namespace, name: &AppName) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry((namespace.clone(), name.clone())).or_default())
+        };
+        turn.lock_owned().await
+    }
+}
+
+fn release_id(app: &App, number: u64) -> ReleaseId {
+    ReleaseId { namespace: app.namespace.clone(), app: app.name.clone(), number }
 }
 
 /// What can go wrong with applications.
@@ -164,9 +193,13 @@ pub enum Error {
     RouteReserved(Route),
     #[error("application '{0}' was never deployed; push it first")]
     NeverDeployed(AppName),
+    #[error("{instances} instances are too many; at most {most} are possible")]
+    TooManyInstances { instances: u32, most: u32 },
     /// The new release did not come up; what served before still does.
     #[error("release {number} did not come up: {cause}")]
     NotHealthy { number: u64, cause: String, last_words: Vec<String> },
+    #[error("the deployment was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
     #[error("the runtime failed")]
     Runtime(#[from] crate::runtime::Error),
     #[error("the store failed")]

@@ -1,4 +1,79 @@
-//! epiniod: from source code to a running URL.
+//! epiniod: from source code to a running URL, with one file.
+//!
+//! # What it is
+//!
+//! One static Linux binary takes an application's source, builds an OCI image from it with Cloud
+//! Native Buildpacks, keeps the image in its own registry, runs it in a sandbox, gives it a URL,
+//! and keeps it running. Nothing else has to be installed. The same binary is the daemon
+//! (`epiniod serve`), the command line (`epiniod push`), every phase of a build, the embedded
+//! buildpacks, and the process that sets a sandbox up; `main.rs` tells these roles apart.
+//!
+//! # Rooms
+//!
+//! A room is a noun of the product. Arrows go one way, and a test checks them:
+//!
+//! ```text
+//! cli → daemon → {api, edge} → {staging, apps, source} → {lifecycle, base, auth} → runtime → oci → {blob, store} → model
+//! ```
+//!
+//! | room | what it is |
+//! |---|---|
+//! | [`cli`] | the commands; turns errors into hints and exit codes |
+//! | [`config`] | the settings of the daemon, one small struct per concern |
+//! | [`daemon`] | assembles the rooms, announces addresses, drains, collects garbage |
+//! | [`api`] | Epinio's API (v1), and the upload for plain `curl` |
+//! | [`edge`] | the listener: routes requests to applications and to the API |
+//! | [`staging`] | the queue and the journalled state machine from source to image |
+//! | [`apps`] | releases, health gate, scale, environment, the route table |
+//! | [`source`] | archives that users hand in: received, checked, unpacked, packed |
+//! | [`lifecycle`] | the platform side of Cloud Native Buildpacks |
+//! | [`buildpacks`] | the embedded buildpacks, written with libcnb |
+//! | [`base`] | base images from Debian packages |
+//! | [`auth`] | users, passwords, tokens |
+//! | [`runtime`] | where things run: jobs of steps, and workloads; here the local sandbox |
+//! | [`launcher`] | the small program in every application image |
+//! | [`oci`] | manifests, one-pass layers, the registry and its client |
+//! | [`blob`], [`store`] | content by digest, and small typed objects with compare-and-swap |
+//! | [`model`] | names, digests, routes, applications, stagings, releases |
+//! | [`telemetry`] | logs of the daemon |
+//!
+//! # A push
+//!
+//! 1. [`source`] takes the archive as a stream: it is sniffed, decompressed, checked entry by entry and
+//!    hashed while it is written to [`blob`]. Nothing is acknowledged before it is durable.
+//! 2. [`staging`] writes a record for every state before the work of that state begins. Its first job
+//!    has two steps in sandboxes of their own: *prepare* unpacks the source and restores what was
+//!    cached, *detect* asks the buildpacks, without network.
+//! 3. What they require of Debian becomes a pair of base images in [`base`]: one to build on, one to run
+//!    on. A base is named by its exact package versions, made once, and shared.
+//! 4. The *build* step runs the buildpacks as an unprivileged user on the build base. It sees no
+//!    credential: not in its environment, not in a file, not in another process. *Export* then writes the
+//!    image, one pass for each layer, with a token for exactly this repository.
+//! 5. [`apps`] makes a numbered release and has it started beside the one that serves. When every instance
+//!    accepts connections, the route table is replaced, the old instances finish what they have, and stop.
+//!
+//! When source, environment, builder and all base packages are what they were, the image of the
+//! last staging is used again, and the log says so.
+//!
+//! # A request
+//!
+//! 1. [`edge`] reads the head of the request and decides by host: the API's own hosts, or a route.
+//! 2. The route table is an immutable map behind an atomic pointer. A look-up takes the backend with
+//!    the fewest requests in flight, and counts the request until its body (or websocket) has ended.
+//! 3. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
+//!    another. Where nothing serves, a plain page says why.
+//!
+//! # State
+//!
+//! Everything durable is either a blob (content by digest, never changed) or an object of at most 256
+//! KiB with a version for compare-and-swap, never a transaction over several, so that the Kubernetes API can
+//! be a backend. On disk a journal is in front of sled: every write is appended and synced before
+//! it is acknowledged, and sled can always be rebuilt from it.
+//!
+//! Work is level-triggered: [`apps`] compares what should run with what runs, [`staging`] starts over
+//! what a crash interrupted, and [`daemon`] deletes what nothing refers to. Killing the daemon at any point
+//! loses nothing that was acknowledged; applications run on, because a monitor process, not the
+//! daemon, is their parent.
 
 pub mod api;
 pub mod apps;

@@ -1,41 +1,244 @@
 //! From source to image: the queue and the journalled state machine of a staging, its tokens, its log.
+//!
+//! A staging is three jobs of the runtime: lay out and detect, then build, then export. Between
+//! the first and the second the base images for what was detected are made. Every state is in the
+//! store before its work begins; a staging that a crash interrupted starts over, unless its image
+//! is already in the registry. A newer staging of an application supersedes an older one.
 
-use futures::stream::BoxStream;
+mod log;
+mod run;
+mod steps;
 
-use crate::{
-    model::{App, Namespace, StageId, Staging},
-    runtime::LogLine,
-    store,
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use futures::stream::BoxStream;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::log::StagingLog;
+use crate::{
+    auth::Auth,
+    base::Bases,
+    blob::SharedBlobs,
+    model::{App, AppName, Namespace, StageId, Staging, StagingState, Timestamp},
+    oci::registry::Registry,
+    runtime::{Limits, LogLine, SharedRuntime},
+    source::Source,
+    store::{self, Key, Objects},
+};
+
+/// Stagings that are kept for each application.
+const KEPT_STAGINGS: usize = 5;
+
 /// All stagings of this daemon.
-pub struct Stagings {}
+pub struct Stagings {
+    rooms: Rooms,
+    settings: Settings,
+    /// How many may run at once.
+    places: Arc<Semaphore>,
+    running: Mutex<HashMap<StageId, Running>>,
+    tasks: TaskTracker,
+}
+
+/// The rooms that a staging goes through.
+pub struct Rooms {
+    pub objects: Objects,
+    pub blobs: SharedBlobs,
+    pub runtime: SharedRuntime,
+    pub registry: Registry,
+    pub bases: Arc<Bases>,
+    pub auth: Arc<Auth>,
+}
+
+/// What stagings are run with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `host:port` where jobs reach the registry.
+    pub registry_address: String,
+    pub at_once: usize,
+    pub limits: Limits,
+    /// Of a build; the other steps have a fixed one.
+    pub deadline: Duration,
+    pub max_source_bytes: u64,
+    pub max_source_entries: u64,
+    /// Proxies and certificate bundles: they reach builds and never images.
+    pub build_environment: std::collections::BTreeMap<String, String>,
+    /// Identifies the embedded builder.
+    pub builder: String,
+}
+
+struct Running {
+    namespace: Namespace,
+    app: AppName,
+    cancel: CancellationToken,
+    superseded_by: Arc<Mutex<Option<StageId>>>,
+    log: Arc<StagingLog>,
+    ended: watch::Receiver<bool>,
+}
 
 impl Stagings {
-    /// Queues a staging of an uploaded source and returns at once. A staging of the same
-    /// application that is not finished is superseded.
-    pub async fn start(&self, _app: &App, _blob_uid: &str) -> Result<Staging, Error> {
-        todo!()
+    pub fn new(rooms: Rooms, settings: Settings) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(settings.at_once));
+        Arc::new(Self { rooms, settings, places, running: Mutex::default(), tasks: TaskTracker::new() })
     }
 
-    pub async fn get(&self, _namespace: &Namespace, _id: &StageId) -> Result<Staging, Error> {
-        todo!()
+    /// Queues a staging of an uploaded source and returns at once. A staging of the same
+    /// application that is not finished is superseded.
+    pub async fn start(self: &Arc<Self>, app: &App, blob_uid: &str) -> Result<Staging, Error> {
+        let no_source = || Error::NoSuchSource(blob_uid.to_owned());
+        let source = self.rooms.objects.get::<Source>(&Source::key_of(&app.namespace, blob_uid)).await?;
+        let source = source.filter(|source| source.value.app == app.name).ok_or_else(no_source)?.value;
+        let staging = Staging {
+            id: new_stage_id(),
+            namespace: app.namespace.clone(),
+            app: app.name.clone(),
+            source: source.digest,
+            blob_uid: blob_uid.to_owned(),
+            environment: app.environment.clone(),
+            created_at: Timestamp::now(),
+            state: StagingState::Queued,
+            image: None,
+            timings: Vec::new(),
+            basis: None,
+            log: Vec::new(),
+        };
+        self.rooms.objects.create(&staging).await?;
+        let (id, uid) = (staging.id.clone(), blob_uid.to_owned());
+        self.rooms
+            .objects
+            .modify::<App>(&Key::app(&app.namespace, &app.name), |app| {
+                app.stage_id = Some(id.clone());
+                app.blob_uid = Some(uid.clone());
+            })
+            .await?;
+        self.supersede(&staging);
+        self.spawn(staging.clone());
+        Ok(staging)
+    }
+
+    pub async fn get(&self, namespace: &Namespace, id: &StageId) -> Result<Staging, Error> {
+        let stored = self.rooms.objects.get::<Staging>(&Key::staging(namespace, id)).await?;
+        stored.map(|stored| stored.value).ok_or_else(|| Error::NoSuchStaging(id.to_string()))
     }
 
     /// Ends when the staging does; the result has a final state.
-    pub async fn wait(&self, _namespace: &Namespace, _id: &StageId) -> Result<Staging, Error> {
-        todo!()
+    pub async fn wait(&self, namespace: &Namespace, id: &StageId) -> Result<Staging, Error> {
+        let ended = self.lock().get(id).map(|running| running.ended.clone());
+        if let Some(mut ended) = ended {
+            // A closed channel is an end as well.
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
+        self.get(namespace, id).await
     }
 
     /// The log from its first line; with `follow` until the staging ends.
     pub async fn log(
         &self,
-        _namespace: &Namespace,
-        _id: &StageId,
-        _follow: bool,
+        namespace: &Namespace,
+        id: &StageId,
+        follow: bool,
     ) -> Result<BoxStream<'static, LogLine>, Error> {
-        todo!()
+        let live = self.lock().get(id).map(|running| Arc::clone(&running.log));
+        let staging = self.get(namespace, id).await?;
+        let blobs = Arc::clone(&self.rooms.blobs);
+        Ok(match live {
+            Some(log) => log::live(log, follow),
+            None => log::kept(staging.log, blobs),
+        })
     }
+
+    /// Takes up what a daemon before left: ends or starts over what was not finished.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), Error> {
+        for job in self.rooms.runtime.jobs().await? {
+            self.rooms.runtime.discard(&job).await?;
+        }
+        for stored in self.rooms.objects.list::<Staging>(None).await? {
+            if !stored.value.state.is_final() {
+                self.spawn(stored.value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what runs and waits for it. It starts over when the daemon does.
+    pub async fn finish(&self) {
+        for running in self.lock().values() {
+            running.cancel.cancel();
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Deletes the oldest finished stagings of an application beyond what is kept.
+    async fn prune(&self, namespace: &Namespace, app: &AppName) -> Result<(), Error> {
+        let all = self.rooms.objects.list::<Staging>(Some(namespace.as_str())).await?;
+        let mut finished: Vec<_> = all
+            .into_iter()
+            .map(|stored| stored.value)
+            .filter(|staging| staging.app == *app && staging.state.is_final())
+            .collect();
+        finished.sort_by_key(|staging| std::cmp::Reverse(staging.created_at));
+        for staging in finished.into_iter().skip(KEPT_STAGINGS) {
+            match self.rooms.objects.delete(&Key::staging(namespace, &staging.id)).await {
+                Ok(()) | Err(store::Error::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn supersede(&self, by: &Staging) {
+        for (id, running) in self.lock().iter() {
+            if *id != by.id && running.app == by.app && running.namespace == by.namespace {
+                *running.superseded_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(by.id.clone());
+                running.cancel.cancel();
+            }
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, staging: Staging) {
+        let (end, ended) = watch::channel(false);
+        let cancel = CancellationToken::new();
+        let superseded_by = Arc::default();
+        let log = StagingLog::new(
+            self.rooms.objects.clone(),
+            Arc::clone(&self.rooms.blobs),
+            Key::staging(&staging.namespace, &staging.id),
+            staging.log.clone(),
+        );
+        let running = Running {
+            namespace: staging.namespace.clone(),
+            app: staging.app.clone(),
+            cancel: cancel.clone(),
+            superseded_by: Arc::clone(&superseded_by),
+            log: Arc::clone(&log),
+            ended,
+        };
+        self.lock().insert(staging.id.clone(), running);
+        let stagings = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let id = staging.id.clone();
+            run::Run { stagings: &stagings, staging, log, cancel, superseded_by }.to_its_end().await;
+            stagings.lock().remove(&id);
+            let _ = end.send(true);
+        });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<StageId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn new_stage_id() -> StageId {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 8];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    hex.parse().expect("16 hexadecimal digits are a stage id")
 }
 
 /// What can go wrong with a staging, apart from the build itself.
@@ -43,8 +246,10 @@ impl Stagings {
 pub enum Error {
     #[error("there is no staging '{0}'")]
     NoSuchStaging(String),
-    #[error("there is no upload '{0}'; upload the source first")]
+    #[error("there is no upload '{0}' of this application; upload the source first")]
     NoSuchSource(String),
+    #[error("the runtime failed")]
+    Runtime(#[from] crate::runtime::Error),
     #[error("the store failed")]
     Store(#[from] store::Error),
     #[error("the blob store failed")]

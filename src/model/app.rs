@@ -30,6 +30,11 @@ pub struct App {
     pub image: Option<ImageName>,
     /// The number of the release that serves, or should.
     pub release: Option<u64>,
+    /// The number that the next release gets.
+    pub next_release: u64,
+    /// Why the last deployment failed, when it did.
+    #[serde(default)]
+    pub failure: Option<String>,
 }
 
 /// Where the source of an application came from (Epinio's `ApplicationOrigin`).

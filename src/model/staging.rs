@@ -21,11 +21,21 @@ pub struct Staging {
     pub image: Option<ImageName>,
     /// Milliseconds that each finished phase took, in order.
     pub timings: Vec<(Phase, u64)>,
-    /// What decides whether a later staging may reuse this one's image: source content,
-    /// environment, builder version and base lock.
-    pub fingerprint: Option<Digest>,
-    /// Chunks of the log, in order.
+    /// What the image was made with, beside source and environment.
+    pub basis: Option<Basis>,
+    /// Chunks of the log, in order; each holds JSON lines.
     pub log: Vec<Digest>,
+}
+
+/// A later staging whose source, environment and basis are the same may take over the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Basis {
+    /// The version of the embedded builder.
+    pub builder: String,
+    pub build_packages: Vec<String>,
+    pub run_packages: Vec<String>,
+    /// The exact versions of all packages.
+    pub lock: Digest,
 }
 
 /// The states of a staging. Only forward.

@@ -1,1 +1,3 @@
 //! What epiniod does, seen from outside: one module per behaviour.
+
+mod architecture;

@@ -1,0 +1,194 @@
+//! Creating, changing and deleting applications.
+
+use std::sync::Arc;
+
+use super::{Apps, Error, release_id};
+use crate::{
+    model::{App, AppName, EnvName, Environment, Namespace, Origin, Release, Route, Timestamp},
+    store::{self, Key},
+};
+
+/// The most instances that one application may have.
+const MAX_INSTANCES: u32 = 100;
+
+/// What an application is created with.
+#[derive(Debug, Clone)]
+pub struct NewApp {
+    pub namespace: Namespace,
+    pub name: AppName,
+    pub username: String,
+    pub config: AppChange,
+}
+
+/// What is changed of an application; `None` stays as it is.
+#[derive(Debug, Clone, Default)]
+pub struct AppChange {
+    pub instances: Option<u32>,
+    /// Merged into what there is; with `replace_environment` it replaces it.
+    pub environment: Option<Environment>,
+    pub replace_environment: bool,
+    pub unset_environment: Vec<EnvName>,
+    pub routes: Option<Vec<Route>>,
+    pub appchart: Option<String>,
+    /// Whether a running application takes a new environment at once.
+    pub restart: Restart,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Restart {
+    #[default]
+    Now,
+    Later,
+}
+
+impl AppChange {
+    fn apply(&self, app: &mut App) {
+        if let Some(instances) = self.instances {
+            app.instances = instances;
+        }
+        if let Some(environment) = &self.environment {
+            if self.replace_environment {
+                app.environment.clear();
+            }
+            app.environment.extend(environment.clone());
+        }
+        for name in &self.unset_environment {
+            app.environment.remove(name);
+        }
+        if let Some(routes) = &self.routes {
+            app.routes = routes.clone();
+        }
+        if let Some(appchart) = &self.appchart {
+            app.appchart = Some(appchart.clone());
+        }
+    }
+}
+
+impl Apps {
+    pub async fn create(&self, new: NewApp) -> Result<App, Error> {
+        self.namespace(&new.namespace).await?;
+        let mut app = App {
+            namespace: new.namespace,
+            name: new.name,
+            created_at: Timestamp::now(),
+            username: new.username,
+            instances: 1,
+            environment: Environment::new(),
+            routes: Vec::new(),
+            origin: Origin::None,
+            appchart: None,
+            stage_id: None,
+            blob_uid: None,
+            image: None,
+            release: None,
+            next_release: 1,
+            failure: None,
+        };
+        new.config.apply(&mut app);
+        self.check(&app).await?;
+        match self.objects.create(&app).await {
+            Ok(_) => Ok(app),
+            Err(store::Error::Conflict(_)) => Err(Error::AppExists { namespace: app.namespace, name: app.name }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Changes an application. Scale and routes take effect in place. Where the application runs and its environment
+    /// changed, [`Restart::Now`] makes a new release and waits until it serves.
+    pub async fn update(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        name: &AppName,
+        change: AppChange,
+    ) -> Result<App, Error> {
+        let (apps, namespace, name) = (Arc::clone(self), namespace.clone(), name.clone());
+        self.tasks.spawn(async move { apps.change(&namespace, &name, change).await }).await?
+    }
+
+    /// Stops and forgets an application. What it leaves in registry and blob store is collected later.
+    pub async fn delete(self: &Arc<Self>, namespace: &Namespace, name: &AppName) -> Result<(), Error> {
+        let (apps, namespace, name) = (Arc::clone(self), namespace.clone(), name.clone());
+        self.tasks.spawn(async move { apps.remove(&namespace, &name).await }).await?
+    }
+
+    async fn change(&self, namespace: &Namespace, name: &AppName, change: AppChange) -> Result<App, Error> {
+        let _turn = self.turn(namespace, name).await;
+        let before = self.get(namespace, name).await?;
+        let mut after = before.clone();
+        change.apply(&mut after);
+        self.check(&after).await?;
+        let app = self.objects.modify::<App>(&key_of(&before), |app| change.apply(app)).await?.value;
+        self.rescale(&app).await?;
+        self.refresh().await?;
+        if app.environment != before.environment && change.restart == Restart::Now && app.release.is_some() {
+            self.redeploy(&app).await?;
+            return self.get(namespace, name).await;
+        }
+        Ok(app)
+    }
+
+    async fn remove(&self, namespace: &Namespace, name: &AppName) -> Result<(), Error> {
+        let _turn = self.turn(namespace, name).await;
+        let app = self.get(namespace, name).await?;
+        // First the application itself: whatever happens after this, the reconciler ends the rest.
+        self.objects.delete(&key_of(&app)).await?;
+        self.refresh().await?;
+        for id in self.runtime.workloads().await? {
+            if id.namespace == *namespace && id.app == *name {
+                self.runtime.remove(&id, self.settings.grace).await?;
+            }
+        }
+        self.forget_releases(&app).await
+    }
+
+    /// Deletes the releases of an application that is gone.
+    async fn forget_releases(&self, app: &App) -> Result<(), Error> {
+        for release in self.objects.list::<Release>(Some(app.namespace.as_str())).await? {
+            if release.value.id.app == app.name {
+                self.forget(&release.value.id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the serving release have as many instances as it should. Instances that go are drained first.
+    async fn rescale(&self, app: &App) -> Result<(), Error> {
+        let Some(number) = app.release else { return Ok(()) };
+        let Some(release) = self.release(&release_id(app, number)).await? else { return Ok(()) };
+        let leaving = self.surplus_backends(app, &release.id);
+        self.refresh().await?;
+        self.drain(leaving).await;
+        self.runtime.apply(&self.workload(&release, app.instances)).await?;
+        Ok(())
+    }
+
+    /// What no single name can say: routes that are taken, and numbers out of range.
+    async fn check(&self, app: &App) -> Result<(), Error> {
+        if app.instances > MAX_INSTANCES {
+            return Err(Error::TooManyInstances { instances: app.instances, most: MAX_INSTANCES });
+        }
+        let routes = self.routes(app);
+        let domain = &self.settings.system_domain;
+        for route in &routes {
+            if route.host() == format!("epinio.{domain}") || route.host() == domain {
+                return Err(Error::RouteReserved(route.clone()));
+            }
+        }
+        for other in self.objects.list::<App>(None).await? {
+            let other = other.value;
+            if (&other.namespace, &other.name) == (&app.namespace, &app.name) {
+                continue;
+            }
+            let theirs = self.routes(&other);
+            if let Some(route) = routes.iter().find(|route| theirs.contains(route)) {
+                let owner = format!("{}/{}", other.namespace, other.name);
+                return Err(Error::RouteTaken { route: route.clone(), owner });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key_of(app: &App) -> Key {
+    Key::app(&app.namespace, &app.name)
+}

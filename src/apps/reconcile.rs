@@ -1,0 +1,215 @@
+//! Makes what is what should be: at the start, after every change of an instance, and every minute.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Apps, Backend, Error, Target,
+    deploy::{chain, describe},
+    release_id,
+};
+use crate::{
+    model::{App, Release, ReleaseId, ReleaseState, Route},
+    runtime::{Instance, InstanceState},
+    store::Key,
+};
+
+/// How often everything is looked at without a reason.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Releases that are on their way in or out, and how many have them in hand.
+#[derive(Clone, Default)]
+pub(super) struct InTransit(Arc<Mutex<HashMap<ReleaseId, usize>>>);
+
+/// Keeps the reconciler away from a release while it lives.
+pub(super) struct Transit {
+    all: InTransit,
+    id: ReleaseId,
+}
+
+impl Apps {
+    /// Takes up what a daemon before left: starts what should serve, goes on with deployments.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), Error> {
+        for stored in self.objects.list::<Release>(None).await? {
+            let release = stored.value;
+            if release.state != ReleaseState::Starting {
+                continue;
+            }
+            let key = Key::app(&release.id.namespace, &release.id.app);
+            let Some(app) = self.objects.get::<App>(&key).await? else { continue };
+            let apps = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let _turn = apps.turn(&release.id.namespace, &release.id.app).await;
+                let id = release.id.clone();
+                if let Err(error) = apps.bring_up(&app.value, release).await {
+                    tracing::warn!(release = %id, error = %chain(&error), "a deployment that was interrupted failed");
+                }
+            });
+        }
+        self.sweep().await
+    }
+
+    /// Runs until the token is cancelled.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut next_sweep = tokio::time::Instant::now() + INTERVAL;
+        loop {
+            let due = tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(next_sweep) => true,
+                () = self.poke.notified() => false,
+                () = self.runtime.changed() => false,
+            };
+            let result = if due { self.sweep().await } else { self.refresh().await };
+            if due {
+                next_sweep = tokio::time::Instant::now() + INTERVAL;
+            }
+            if let Err(error) = result {
+                tracing::error!(error = %chain(&error), "reconciling applications failed");
+            }
+        }
+    }
+
+    /// Waits for what goes on in the background (old releases that drain).
+    pub async fn finish(&self, within: Duration) {
+        self.tasks.close();
+        let _ = tokio::time::timeout(within, self.tasks.wait()).await;
+    }
+
+    /// Stops the instances of all applications. What should be stays as it is: the next start starts them again.
+    pub async fn stop_all(&self) -> Result<(), Error> {
+        let workloads = self.runtime.workloads().await?;
+        let stops = workloads.iter().map(|id| self.runtime.remove(id, self.settings.grace));
+        for result in futures::future::join_all(stops).await {
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Starts what is missing, stops what nobody wants, then refreshes the routes.
+    async fn sweep(&self) -> Result<(), Error> {
+        let mut wanted = HashSet::new();
+        for stored in self.objects.list::<App>(None).await? {
+            let app = stored.value;
+            let Some(number) = app.release else { continue };
+            let Some(release) = self.release(&release_id(&app, number)).await? else { continue };
+            wanted.insert(release.id.clone());
+            if let Err(error) = self.runtime.apply(&self.workload(&release, app.instances)).await {
+                tracing::error!(release = %release.id, error = %chain(&error), "starting a release failed");
+            }
+        }
+        for stored in self.objects.list::<Release>(None).await? {
+            if stored.value.state == ReleaseState::Starting {
+                wanted.insert(stored.value.id);
+            }
+        }
+        for id in self.runtime.workloads().await? {
+            if !wanted.contains(&id) && !self.in_transit.has(&id) {
+                self.runtime.remove(&id, self.settings.grace).await?;
+            }
+        }
+        self.refresh().await
+    }
+
+    /// Rebuilds the route table from what runs.
+    pub(super) async fn refresh(&self) -> Result<(), Error> {
+        let mut routes: Vec<(Route, Arc<Target>)> = Vec::new();
+        for stored in self.objects.list::<App>(None).await? {
+            let app = stored.value;
+            let target = Arc::new(self.target(&app).await?);
+            routes.extend(self.routes(&app).into_iter().map(|route| (route, Arc::clone(&target))));
+        }
+        let live: HashSet<*const Backend> =
+            routes.iter().flat_map(|(_, target)| target.backends.iter().map(Arc::as_ptr)).collect();
+        self.backends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, backend| live.contains(&Arc::as_ptr(backend)) || Arc::strong_count(backend) > 1);
+        self.table.replace(routes);
+        Ok(())
+    }
+
+    async fn target(&self, app: &App) -> Result<Target, Error> {
+        let id = release_id(app, app.release.unwrap_or(0));
+        if app.release.is_none() {
+            let reason = app.failure.clone().unwrap_or_else(|| "it has not been deployed yet".to_owned());
+            return Ok(Target { release: id, backends: Vec::new(), reason: Some(reason) });
+        }
+        let instances = self.runtime.status(&id).await?.unwrap_or_default().instances;
+        let backends: Vec<_> = instances
+            .iter()
+            .take(app.instances as usize)
+            .filter_map(|instance| match &instance.state {
+                InstanceState::Ready { address } => Some(self.backend(&id, &instance.name, *address)),
+                _ => None,
+            })
+            .collect();
+        let reason = backends.is_empty().then(|| why_nothing_serves(app, &instances));
+        Ok(Target { release: id, backends, reason })
+    }
+
+    /// The same backend for the same address of the same instance, so that what is in flight stays counted.
+    fn backend(&self, id: &ReleaseId, instance: &str, address: std::net::SocketAddr) -> Arc<Backend> {
+        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let backend = backends
+            .entry((id.clone(), instance.to_owned(), address))
+            .or_insert_with(|| Arc::new(Backend::new(instance.to_owned(), address)));
+        Arc::clone(backend)
+    }
+
+    pub(super) fn backends_of(&self, id: &ReleaseId) -> Vec<Arc<Backend>> {
+        let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        backends.iter().filter(|((release, ..), _)| release == id).map(|(_, backend)| Arc::clone(backend)).collect()
+    }
+
+    /// The backends beyond the number of instances that an application should have.
+    pub(super) fn surplus_backends(&self, app: &App, id: &ReleaseId) -> Vec<Arc<Backend>> {
+        let mut backends = self.backends_of(id);
+        backends.sort_by(|a, b| a.instance.cmp(&b.instance));
+        backends.split_off(backends.len().min(app.instances as usize))
+    }
+}
+
+fn why_nothing_serves(app: &App, instances: &[Instance]) -> String {
+    if app.instances == 0 {
+        return "it is scaled to 0 instances".to_owned();
+    }
+    let crashed = instances.iter().find_map(|instance| match &instance.state {
+        InstanceState::BackOff { ended, retry_at, .. } => {
+            Some(format!("it ended with {} and is started again at {retry_at}", describe(*ended)))
+        }
+        _ => None,
+    });
+    crashed.unwrap_or_else(|| "it is starting".to_owned())
+}
+
+impl InTransit {
+    pub(super) fn hold(&self, id: &ReleaseId) -> Transit {
+        *self.releases().entry(id.clone()).or_default() += 1;
+        Transit { all: self.clone(), id: id.clone() }
+    }
+
+    fn has(&self, id: &ReleaseId) -> bool {
+        self.releases().contains_key(id)
+    }
+
+    fn releases(&self) -> MutexGuard<'_, HashMap<ReleaseId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Transit {
+    fn drop(&mut self) {
+        let mut releases = self.all.releases();
+        if let Some(holders) = releases.get_mut(&self.id) {
+            *holders -= 1;
+            if *holders == 0 {
+                releases.remove(&self.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The log of a staging: followed while it grows, kept in numbered chunks from its first line.
+//!
+//! Lines are collected in a tail of at most [`CHUNK_BYTES`]. The tail is saved every second, so
+//! that a killed daemon loses no more than that; when it is full it becomes a chunk.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{
+    StreamExt as _,
+    stream::{BoxStream, unfold},
+};
+use tokio::sync::{mpsc, watch};
+
+use super::Error;
+use crate::{
+    blob::{self, SharedBlobs},
+    model::{Digest, Staging, Timestamp},
+    runtime::{LogLine, LogStream},
+    store::{Key, Objects},
+};
+
+/// The most that one chunk holds, in bytes of JSON lines.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// How often a growing tail is saved.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The log of a staging that runs.
+pub(super) struct StagingLog {
+    objects: Objects,
+    blobs: SharedBlobs,
+    key: Key,
+    state: Mutex<State>,
+    grown: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    chunks: Vec<Digest>,
+    tail: Vec<LogLine>,
+    tail_bytes: usize,
+    dirty: bool,
+    ended: bool,
+}
+
+impl StagingLog {
+    /// `chunks` is what there is already, of an attempt that was interrupted.
+    pub fn new(objects: Objects, blobs: SharedBlobs, key: Key, chunks: Vec<Digest>) -> Arc<Self> {
+        let state = Mutex::new(State { chunks, ..State::default() });
+        Arc::new(Self { objects, blobs, key, state, grown: watch::Sender::new(0) })
+    }
+
+    /// A line of the daemon's own.
+    pub fn note(&self, text: impl Into<String>) {
+        self.push(LogLine {
+            origin: "staging".to_owned(),
+            stream: LogStream::Note,
+            at: Timestamp::now(),
+            text: text.into(),
+        });
+    }
+
+    /// Takes lines until all senders are gone, and saves them as they come.
+    pub async fn pump(&self, mut lines: mpsc::Receiver<LogLine>) {
+        let mut save_at = tokio::time::Instant::now() + SAVE_INTERVAL;
+        loop {
+            tokio::select! {
+                line = lines.recv() => match line {
+                    Some(line) => self.push(line),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(save_at) => {
+                    self.save().await;
+                    save_at = tokio::time::Instant::now() + SAVE_INTERVAL;
+                }
+            }
+            if self.lock().tail_bytes >= CHUNK_BYTES {
+                self.save().await;
+            }
+        }
+    }
+
+    /// Saves what is left, and lets followers go.
+    pub async fn end(&self) {
+        self.save().await;
+        self.lock().ended = true;
+        self.grown.send_modify(|lines| *lines += 1);
+    }
+
+    fn push(&self, line: LogLine) {
+        let mut state = self.lock();
+        state.tail_bytes += line.text.len() + 100;
+        state.tail.push(line);
+        state.dirty = true;
+        drop(state);
+        self.grown.send_modify(|lines| *lines += 1);
+    }
+
+    /// A log that cannot be saved does not stop a staging; it is said once, here.
+    async fn save(&self) {
+        if let Err(error) = self.try_save().await {
+            tracing::error!(staging = %self.key, %error, "saving the log of a staging failed");
+        }
+    }
+
+    async fn try_save(&self) -> Result<(), Error> {
+        let (bytes, lines) = {
+            let mut state = self.lock();
+            if !state.dirty {
+                return Ok(());
+            }
+            state.dirty = false;
+            (encode(&state.tail), state.tail.len())
+        };
+        let size = bytes.len();
+        let mut writer = self.blobs.writer().await?;
+        writer.write(bytes).await?;
+        let saved = writer.finish(None).await?.digest;
+        let mut chunks = self.lock().chunks.clone();
+        chunks.push(saved);
+        self.objects.modify::<Staging>(&self.key, |staging| staging.log = chunks.clone()).await?;
+        if size >= CHUNK_BYTES {
+            let mut state = self.lock();
+            state.chunks = chunks;
+            state.tail.drain(..lines);
+            state.tail_bytes = state.tail.iter().map(|line| line.text.len() + 100).sum();
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader of a log that still grows.
+struct Follower {
+    log: Arc<StagingLog>,
+    grown: watch::Receiver<u64>,
+    chunk: usize,
+    line: usize,
+    ready: VecDeque<LogLine>,
+    follow: bool,
+}
+
+enum Found {
+    Chunk(Digest),
+    Lines(Vec<LogLine>),
+    Nothing { ended: bool },
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<LogLine> {
+        loop {
+            if let Some(line) = self.ready.pop_front() {
+                return Some(line);
+            }
+            self.grown.borrow_and_update();
+            match self.look() {
+                Found::Chunk(digest) => {
+                    let lines = read(&self.log.blobs, &digest).await;
+                    self.ready.extend(lines.into_iter().skip(self.line));
+                    self.chunk += 1;
+                    self.line = 0;
+                }
+                Found::Lines(lines) => {
+                    self.line += lines.len();
+                    self.ready.extend(lines);
+                }
+                Found::Nothing { ended } if ended || !self.follow => return None,
+                Found::Nothing { .. } => self.grown.changed().await.ok()?,
+            }
+        }
+    }
+
+    fn look(&self) -> Found {
+        let state = self.log.lock();
+        match state.chunks.get(self.chunk) {
+            Some(digest) => Found::Chunk(*digest),
+            None if state.tail.len() > self.line => Found::Lines(state.tail[self.line..].to_vec()),
+            None => Found::Nothing { ended: state.ended },
+        }
+    }
+}
+
+/// The log of a staging that runs, from its first line.
+pub(super) fn live(log: Arc<StagingLog>, follow: bool) -> BoxStream<'static, LogLine> {
+    let grown = log.grown.subscribe();
+    let follower = Follower { log, grown, chunk: 0, line: 0, ready: VecDeque::new(), follow };
+    unfold(follower, |mut follower| async move { follower.next().await.map(|line| (line, follower)) }).boxed()
+}
+
+/// The log of a staging that has ended.
+pub(super) fn kept(chunks: Vec<Digest>, blobs: SharedBlobs) -> BoxStream<'static, LogLine> {
+    futures::stream::iter(chunks)
+        .then(move |digest| {
+            let blobs = Arc::clone(&blobs);
+            async move { futures::stream::iter(read(&blobs, &digest).await) }
+        })
+        .flatten()
+        .boxed()
+}
+
+fn encode(lines: &[LogLine]) -> Bytes {
+    let mut bytes = Vec::new();
+    for line in lines {
+        // A line is plain data; there is nothing in it that JSON does not have.
+        if serde_json::to_writer(&mut bytes, line).is_ok() {
+            bytes.push(b'\n');
+        }
+    }
+    bytes.into()
+}
+
+/// The lines of a chunk. A chunk that is not there any more is said in its place.
+async fn read(blobs: &SharedBlobs, digest: &Digest) -> Vec<LogLine> {
+    let lost = |why: String| {
+        vec![LogLine {
+            origin: "staging".to_owned(),
+            stream: LogStream::Note,
+            at: Timestamp::now(),
+            text: format!("a part of this log cannot be read: {why}"),
+        }]
+    };
+    match collect(blobs, digest).await {
+        Ok(Some(bytes)) => {
+            bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+        }
+        Ok(None) => lost(format!("blob {digest} is gone")),
+        Err(error) => lost(error.to_string()),
+    }
+}
+
+async fn collect(blobs: &SharedBlobs, digest: &Digest) -> Result<Option<Vec<u8>>, blob::Error> {
+    let Some(mut reader) = blobs.open(digest, None).await? else { return Ok(None) };
+    let mut bytes = Vec::with_capacity(CHUNK_BYTES);
+    while let Some(part) = reader.stream.next().await {
+        let doing = || format!("reading blob {digest}");
+        bytes.extend_from_slice(&part.map_err(|source| blob::Error::Io { doing: doing(), source })?);
+    }
+    Ok(Some(bytes))
+}

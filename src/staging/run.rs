@@ -1,0 +1,332 @@
+//! One staging, from its first state to its last.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Stagings, log::StagingLog, steps};
+use crate::{
+    auth::{BuildClaims, Grant},
+    base::{BasePair, Progress},
+    lifecycle::phase::{Detected, Exported, Failure, PackageRequest},
+    model::{Basis, ImageName, Phase, StageId, Staging, StagingState, Timestamp},
+    oci::registry::Action,
+    runtime::{Ended, Job, LogLine, LogStream, Step, StepOutcome},
+    store::Key,
+};
+
+/// How long the token of a staging is good: longer than any staging takes.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(6 * 3600);
+
+/// A staging that runs.
+pub(super) struct Run<'a> {
+    pub stagings: &'a Arc<Stagings>,
+    pub staging: Staging,
+    pub log: Arc<StagingLog>,
+    pub cancel: CancellationToken,
+    pub superseded_by: Arc<Mutex<Option<StageId>>>,
+}
+
+/// Why a staging does not go on.
+enum Stop {
+    Failed(String),
+    /// Superseded, or the daemon stops.
+    Cancelled,
+}
+
+/// An error of any room, with its causes.
+impl<E: std::error::Error> From<E> for Stop {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Self::Failed(text)
+    }
+}
+
+impl Run<'_> {
+    pub async fn to_its_end(mut self) {
+        let result = match self.place().await {
+            Ok(_place) => self.work().await,
+            Err(stop) => Err(stop),
+        };
+        let state = match result {
+            Ok(()) => StagingState::Done,
+            Err(Stop::Failed(cause)) => StagingState::Failed { cause },
+            Err(Stop::Cancelled) => {
+                let by = self.superseded_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                match by {
+                    Some(by) => StagingState::Failed { cause: format!("superseded by a newer push (staging {by})") },
+                    // The daemon stops: the next one starts this staging over.
+                    None => return self.log.end().await,
+                }
+            }
+        };
+        if let StagingState::Failed { cause } = &state {
+            self.log.note(format!("staging failed: {cause}"));
+        }
+        self.log.end().await;
+        if let Err(error) = self.close(state).await {
+            tracing::error!(staging = %self.staging.id, %error, "ending a staging failed; it starts over with the next start");
+        }
+    }
+
+    /// Waits in the queue.
+    async fn place(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Stop> {
+        let places = Arc::clone(&self.stagings.places);
+        if places.available_permits() == 0 {
+            self.log.note("waiting for another staging to end");
+        }
+        tokio::select! {
+            place = places.acquire_owned() => Ok(place?),
+            () = self.cancel.cancelled() => Err(Stop::Cancelled),
+        }
+    }
+
+    async fn work(&mut self) -> Result<(), Stop> {
+        if self.finished_before_the_crash().await? {
+            return Ok(());
+        }
+        let previous = self.previous().await?;
+        if let Some(previous) = &previous
+            && self.takes_over(previous).await?
+        {
+            return Ok(());
+        }
+        self.build(previous.as_ref()).await
+    }
+
+    async fn build(&mut self, previous: Option<&Staging>) -> Result<(), Stop> {
+        self.enter(StagingState::Preparing).await?;
+        let token = self.token().await?;
+        let cache = self.cache().await?;
+        let previous_image = previous.and_then(|staging| staging.image.clone());
+        let settings = &self.stagings.settings;
+        let prepare = steps::prepare(settings, &self.staging, &token, previous_image.as_ref(), cache)?;
+        let outcomes = self.run(vec![prepare, steps::detect()?]).await?;
+        self.time(&outcomes, "prepare", Phase::Prepare);
+        self.time(&outcomes, "detect", Phase::Detect);
+        let detected: Detected = report(&outcomes)?;
+
+        let started = Instant::now();
+        let (build_packages, run_packages) = split(&detected.packages);
+        let bases = self.bases(&build_packages, &run_packages).await?;
+        self.staging.timings.push((Phase::Base, millis(started.elapsed())));
+        let builder = settings.builder.clone();
+        self.staging.basis = Some(Basis { builder, build_packages, run_packages, lock: bases.lock });
+
+        self.enter(StagingState::Building).await?;
+        let settings = &self.stagings.settings;
+        let outcomes = self.run(vec![steps::build(settings, &bases.build)?]).await?;
+        self.time(&outcomes, "build", Phase::Build);
+
+        self.enter(StagingState::Exporting).await?;
+        let settings = &self.stagings.settings;
+        let export = steps::export(settings, &self.staging, &token, &bases.run, previous_image.as_ref())?;
+        let outcomes = self.run(vec![export]).await?;
+        self.time(&outcomes, "export", Phase::Export);
+        let exported: Exported = report(&outcomes)?;
+        self.staging.image = Some(exported.image);
+        Ok(())
+    }
+
+    /// A daemon that was killed after the image was out only has to say so.
+    async fn finished_before_the_crash(&mut self) -> Result<bool, Stop> {
+        let repository = self.repository();
+        let found = self.stagings.rooms.registry.resolve(&repository, self.staging.id.as_str()).await?;
+        if let Some(digest) = found {
+            self.staging.image = Some(ImageName::new(repository, digest));
+        }
+        Ok(found.is_some())
+    }
+
+    /// The last staging of this application that made an image which is still there.
+    async fn previous(&self) -> Result<Option<Staging>, Stop> {
+        let rooms = &self.stagings.rooms;
+        let all = rooms.objects.list::<Staging>(Some(self.staging.namespace.as_str())).await?;
+        let last = all
+            .into_iter()
+            .map(|stored| stored.value)
+            .filter(|staging| staging.app == self.staging.app && staging.state == StagingState::Done)
+            .max_by_key(|staging| (staging.created_at, staging.id.clone()));
+        let Some(last) = last else { return Ok(None) };
+        let Some(image) = &last.image else { return Ok(None) };
+        let there = rooms.registry.resolve(&image.repository, &image.digest.to_string()).await?.is_some();
+        Ok(there.then_some(last))
+    }
+
+    /// Takes over the image of the previous staging when source, environment, builder and every
+    /// package of the bases are the same.
+    async fn takes_over(&mut self, previous: &Staging) -> Result<bool, Stop> {
+        let (Some(basis), Some(image)) = (&previous.basis, &previous.image) else { return Ok(false) };
+        let same = previous.source == self.staging.source
+            && previous.environment == self.staging.environment
+            && basis.builder == self.stagings.settings.builder;
+        if !same {
+            return Ok(false);
+        }
+        let started = Instant::now();
+        let bases = self.bases(&basis.build_packages, &basis.run_packages).await?;
+        if bases.lock != basis.lock {
+            return Ok(false);
+        }
+        let registry = &self.stagings.rooms.registry;
+        registry.publish(&image.repository, self.staging.id.as_str(), image.digest).await?;
+        self.log.note(format!(
+            "nothing changed since staging {}: source, environment, builder and base packages are the same; its image is used again",
+            previous.id
+        ));
+        self.staging.timings.push((Phase::Base, millis(started.elapsed())));
+        self.staging.basis = Some(basis.clone());
+        self.staging.image = Some(image.clone());
+        Ok(true)
+    }
+
+    async fn cache(&self) -> Result<Option<ImageName>, Stop> {
+        let repository = ImageName::cache_repository(&self.staging.namespace, &self.staging.app);
+        let found = self.stagings.rooms.registry.resolve(&repository, "latest").await?;
+        Ok(found.map(|digest| ImageName::new(repository, digest)))
+    }
+
+    async fn bases(&self, build: &[String], run: &[String]) -> Result<BasePair, Stop> {
+        let log = Arc::clone(&self.log);
+        let told = Mutex::new(Instant::now());
+        let progress = move |progress: Progress| match progress {
+            Progress::Note(text) => log.note(text),
+            Progress::Download { done, total } => {
+                let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                if done == total || told.elapsed() >= Duration::from_millis(500) {
+                    *told = Instant::now();
+                    log.note(format!("downloaded {:.1} of {:.1} MB of Debian packages", mega(done), mega(total)));
+                }
+            }
+        };
+        tokio::select! {
+            pair = self.stagings.rooms.bases.ensure(build, run, &progress) => Ok(pair?),
+            () = self.cancel.cancelled() => Err(Stop::Cancelled),
+        }
+    }
+
+    /// Runs steps, with their output in the log. The first that fails ends the staging.
+    async fn run(&self, steps: Vec<Step>) -> Result<Vec<StepOutcome>, Stop> {
+        let (sink, lines) = mpsc::channel::<LogLine>(256);
+        let job = Job { id: self.staging.id.clone(), steps };
+        let runtime = &self.stagings.rooms.runtime;
+        let (outcomes, ()) = tokio::join!(runtime.run(job, sink, self.cancel.clone()), self.log.pump(lines));
+        let outcomes = outcomes?;
+        if self.cancel.is_cancelled() {
+            return Err(Stop::Cancelled);
+        }
+        match outcomes.last() {
+            Some(last) if last.ended != Ended::Exit(0) => Err(Stop::Failed(why(last))),
+            _ => Ok(outcomes),
+        }
+    }
+
+    async fn token(&self) -> Result<Vec<u8>, Stop> {
+        let staging = &self.staging;
+        let app = ImageName::app_repository(&staging.namespace, &staging.app);
+        let cache = ImageName::cache_repository(&staging.namespace, &staging.app);
+        let grant = |repository: String, actions: &[Action]| Grant { repository, actions: actions.to_vec() };
+        let claims = BuildClaims {
+            staging: staging.id.clone(),
+            grants: vec![
+                grant(app, &[Action::Pull, Action::Push]),
+                grant(cache, &[Action::Pull, Action::Push]),
+                grant(steps::BASE_REPOSITORY.to_owned(), &[Action::Pull]),
+            ],
+            expires_at: Timestamp::from_second(Timestamp::now().as_second() + TOKEN_LIFETIME.as_secs() as i64),
+        };
+        Ok(self.stagings.rooms.auth.sign(&claims).into_bytes())
+    }
+
+    /// Records a state before its work begins.
+    async fn enter(&mut self, state: StagingState) -> Result<(), Stop> {
+        self.staging.state = state;
+        self.record().await?;
+        Ok(())
+    }
+
+    async fn close(&mut self, state: StagingState) -> Result<(), super::Error> {
+        let rooms = &self.stagings.rooms;
+        rooms.auth.revoke(&self.staging.id).await;
+        rooms.runtime.discard(&self.staging.id).await?;
+        self.staging.state = state;
+        self.record().await?;
+        self.stagings.prune(&self.staging.namespace, &self.staging.app).await
+    }
+
+    /// Writes everything but the log, which writes itself.
+    async fn record(&self) -> Result<(), super::Error> {
+        let staging = &self.staging;
+        let key = Key::staging(&staging.namespace, &staging.id);
+        self.stagings
+            .rooms
+            .objects
+            .modify::<Staging>(&key, |stored| {
+                let log = std::mem::take(&mut stored.log);
+                *stored = Staging { log, ..staging.clone() };
+            })
+            .await?;
+        Ok(())
+    }
+
+    fn repository(&self) -> String {
+        ImageName::app_repository(&self.staging.namespace, &self.staging.app)
+    }
+
+    fn time(&mut self, outcomes: &[StepOutcome], step: &str, phase: Phase) {
+        let took = outcomes.iter().find(|outcome| outcome.name == step).map(|outcome| outcome.duration);
+        self.staging.timings.extend(took.map(|took| (phase, millis(took))));
+    }
+}
+
+/// The packages of the build and of the run base.
+fn split(packages: &[PackageRequest]) -> (Vec<String>, Vec<String>) {
+    let names = |wanted: fn(&PackageRequest) -> bool| {
+        let mut names: Vec<String> = packages.iter().filter(|p| wanted(p)).map(|p| p.name.clone()).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    (names(|package| package.build), names(|package| package.launch))
+}
+
+/// The report of the last step.
+fn report<T: DeserializeOwned>(outcomes: &[StepOutcome]) -> Result<T, Stop> {
+    let last = outcomes.last().ok_or_else(|| Stop::Failed("no step was run".to_owned()))?;
+    let text = last.report.as_deref().ok_or_else(|| Stop::Failed(format!("step {} left no report", last.name)))?;
+    serde_json::from_slice(text).map_err(|error| Stop::Failed(format!("the report of step {}: {error}", last.name)))
+}
+
+/// Why a step failed: in its own words where it left some.
+fn why(outcome: &StepOutcome) -> String {
+    let own = outcome.report.as_deref().and_then(|text| serde_json::from_slice::<Failure>(text).ok());
+    match (outcome.ended, own) {
+        (Ended::Exit(_), Some(failure)) => failure.cause,
+        (Ended::Exit(code), None) => format!("step {} ended with exit code {code}", outcome.name),
+        (Ended::Signal(signal), _) => format!("step {} was ended by signal {signal}", outcome.name),
+        (Ended::OutOfMemory, _) => {
+            format!("step {} used more memory than a build may; see --build-memory", outcome.name)
+        }
+        (Ended::Deadline, _) => format!("step {} took longer than it may; see --build-deadline", outcome.name),
+        (Ended::Cancelled, _) => format!("step {} was stopped", outcome.name),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn mega(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

@@ -1,0 +1,154 @@
+//! The steps of a staging as the runtime gets them: what each sees, and what it does not.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+
+use super::Settings;
+use crate::{
+    lifecycle::phase::{self, RegistryAccess, Target},
+    model::{ImageName, Staging},
+    oci::Compression,
+    runtime::{Access, Limits, Step, StepBlob, StepFile, StepImage, StepNetwork, StepUser, Trust, VolumeMount},
+};
+
+/// Where base images are in the registry.
+pub(super) const BASE_REPOSITORY: &str = "epiniod/base";
+
+/// Where `prepare` finds the uploaded archive.
+const SOURCE: &str = "/run/epiniod/source";
+/// How long our own steps may take.
+const OWN_DEADLINE: Duration = Duration::from_secs(15 * 60);
+
+type Result<T> = std::result::Result<T, serde_json::Error>;
+
+/// Lays out the volumes. The only step that sees the archive.
+pub(super) fn prepare(
+    settings: &Settings,
+    staging: &Staging,
+    token: &[u8],
+    previous: Option<&ImageName>,
+    cache: Option<ImageName>,
+) -> Result<Step> {
+    let environment = staging.environment.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+    let input = phase::Prepare {
+        source: SOURCE.to_owned(),
+        max_bytes: settings.max_source_bytes,
+        max_entries: settings.max_source_entries,
+        environment,
+        registry: RegistryAccess { address: settings.registry_address.clone() },
+        previous: previous.cloned(),
+        cache,
+    };
+    Ok(Step {
+        files: vec![input_file(&input)?, token_file(token)],
+        blobs: vec![StepBlob { digest: staging.source, path: SOURCE.to_owned() }],
+        volumes: volumes(["rw workspace", "rw layers", "rw platform", "rw cnb"]),
+        network: StepNetwork::Daemon,
+        user: StepUser::Root,
+        ..own_step("prepare")
+    })
+}
+
+/// Asks the buildpacks. No network, nothing to write but its results.
+pub(super) fn detect() -> Result<Step> {
+    let input = phase::Detect { target: target() };
+    Ok(Step {
+        files: vec![input_file(&input)?],
+        volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"]),
+        limits: Limits { pids: Some(1024), memory_bytes: Some(1 << 30), ..Limits::default() },
+        ..own_step("detect")
+    })
+}
+
+/// Runs the buildpacks: foreign code, on the build base, with no credential in reach.
+pub(super) fn build(settings: &Settings, base: &ImageName) -> Result<Step> {
+    let input = phase::Build { target: target(), build_environment: settings.build_environment.clone() };
+    Ok(Step {
+        image: StepImage::Image(base.clone()),
+        files: vec![input_file(&input)?],
+        volumes: volumes(["rw workspace", "rw layers", "ro platform", "ro cnb"]),
+        network: StepNetwork::Outbound,
+        trust: Trust::BuildCa,
+        limits: settings.limits.clone(),
+        deadline: settings.deadline,
+        ..own_step("build")
+    })
+}
+
+/// Writes the image to the registry.
+pub(super) fn export(
+    settings: &Settings,
+    staging: &Staging,
+    token: &[u8],
+    run_image: &ImageName,
+    previous: Option<&ImageName>,
+) -> Result<Step> {
+    let input = phase::Export {
+        registry: RegistryAccess { address: settings.registry_address.clone() },
+        repository: ImageName::app_repository(&staging.namespace, &staging.app),
+        tag: staging.id.to_string(),
+        run_image: run_image.clone(),
+        previous: previous.cloned(),
+        cache_repository: ImageName::cache_repository(&staging.namespace, &staging.app),
+        compression: Compression::Zstd,
+        project: serde_json::json!({}),
+    };
+    Ok(Step {
+        files: vec![input_file(&input)?, token_file(token)],
+        volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"]),
+        network: StepNetwork::Daemon,
+        user: StepUser::Root,
+        ..own_step("export")
+    })
+}
+
+/// A step of our own code as the CNB user, with nothing in reach.
+fn own_step(name: &'static str) -> Step {
+    Step {
+        name,
+        image: StepImage::Own,
+        args: vec!["lifecycle".to_owned(), name.to_owned()],
+        env: BTreeMap::from([("CNB_PLATFORM_API".to_owned(), "0.14".to_owned())]),
+        files: Vec::new(),
+        blobs: Vec::new(),
+        volumes: Vec::new(),
+        network: StepNetwork::None,
+        user: StepUser::Cnb,
+        trust: Trust::Image,
+        limits: Limits::default(),
+        report: Some(phase::REPORT.to_owned()),
+        deadline: OWN_DEADLINE,
+    }
+}
+
+fn volumes<const N: usize>(mounts: [&str; N]) -> Vec<VolumeMount> {
+    let mount = |text: &str| {
+        let (access, volume) = text.split_once(' ').expect("an access and a volume");
+        let access = if access == "rw" { Access::ReadWrite } else { Access::ReadOnly };
+        VolumeMount { volume: volume.to_owned(), path: format!("/{volume}"), access }
+    };
+    mounts.into_iter().map(mount).collect()
+}
+
+fn input_file(input: &impl Serialize) -> Result<StepFile> {
+    Ok(StepFile { path: phase::INPUT.to_owned(), contents: serde_json::to_vec(input)?, secret: false })
+}
+
+fn token_file(token: &[u8]) -> StepFile {
+    StepFile { path: phase::TOKEN.to_owned(), contents: token.to_vec(), secret: true }
+}
+
+fn target() -> Target {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    Target {
+        os: "linux".to_owned(),
+        arch: arch.to_owned(),
+        distro_name: "debian".to_owned(),
+        distro_version: "13".to_owned(),
+    }
+}
