@@ -1,1 +1,105 @@
-//! See the architecture in lib.rs.
+//! Puts the rooms together: opens what is durable, takes up what a crash left, listens, announces, drains.
+//!
+//! A daemon that gets SIGTERM leaves applications running; their monitors are their parents. Only
+//! `up`, which runs in a terminal, and `stop --all` stop them as well.
+
+mod assemble;
+mod collect;
+mod control;
+mod credential;
+mod signals;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{assemble::House, control::Control};
+use crate::config::{Config, RunFile};
+
+/// How long requests may take to end after a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a stop means for applications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They run on.
+    Serve,
+    /// They are stopped with the daemon.
+    Up,
+}
+
+/// Runs a daemon until it is told to stop.
+pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
+    let api = listen("--listen", config.listen).await?;
+    let registry = listen("--registry-listen", config.registry_listen).await?;
+    let (api_address, registry_address) = (address_of(&api)?, address_of(&registry)?);
+    let control = Control::new(mode);
+    let house = House::build(&config, api_address, registry_address, &control).await?;
+    house.take_up().await?;
+
+    let tasks = TaskTracker::new();
+    let stop = CancellationToken::new();
+    tasks.spawn(Arc::clone(&house.apps).run(stop.clone()));
+    tasks.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
+    tasks.spawn(serve_registry(registry, house.registry_router(), stop.clone()));
+    tasks.spawn(collect::run(house.garbage(), stop.clone()));
+    tasks.close();
+    let run_file = RunFile::write(&config.data_dir, api_address, registry_address).map_err(Error::RunFile)?;
+    tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");
+
+    let applications = signals::stop_asked(&control).await;
+    tracing::info!(applications = ?applications, "stopping");
+    stop.cancel();
+    house.stagings.finish().await;
+    if applications == Mode::Up {
+        house.apps.stop_all().await?;
+    }
+    house.apps.finish(DRAIN).await;
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        tracing::warn!(seconds = DRAIN.as_secs(), "some requests did not end in time");
+    }
+    run_file.remove();
+    Ok(())
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { flag, address, source })
+}
+
+fn address_of(listener: &TcpListener) -> Result<SocketAddr, Error> {
+    listener.local_addr().map_err(Error::RunFile)
+}
+
+async fn serve_registry(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
+        tracing::error!(%error, "the registry stopped");
+    }
+}
+
+/// Why a daemon does not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address} ({flag})")]
+    Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error("cannot use the data directory {}", path.display())]
+    DataDir { path: PathBuf, source: std::io::Error },
+    #[error("cannot write the run file")]
+    RunFile(#[source] std::io::Error),
+    #[error("cannot write the local credential {}", path.display())]
+    Credential { path: PathBuf, source: std::io::Error },
+    #[error("the store cannot be opened")]
+    Store(#[from] crate::store::Error),
+    #[error("the blob store cannot be opened")]
+    Blob(#[from] crate::blob::Error),
+    #[error("users cannot be read")]
+    Auth(#[from] crate::auth::Error),
+    #[error("sandboxes cannot be run here")]
+    Runtime(#[from] crate::runtime::Error),
+    #[error("base images cannot be made here")]
+    Base(#[from] crate::base::Error),
+    #[error("applications cannot be taken up")]
+    Apps(#[from] crate::apps::Error),
+    #[error("stagings cannot be taken up")]
+    Staging(#[from] crate::staging::Error),
+}
