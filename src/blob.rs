@@ -3,13 +3,17 @@
 //! A blob is named by the SHA-256 of its content and never changes. The trait is fit for object
 //! storage: content streams in and out, nothing seeks, and callers never see a rename.
 
+mod disk;
+
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-use crate::model::Digest;
+pub use disk::DiskBlobs;
+
+use crate::model::{Digest, Timestamp};
 
 /// A backend that keeps blobs.
 #[async_trait]
@@ -27,8 +31,8 @@ pub trait Blobs: Send + Sync + 'static {
     /// Removes a blob; false when there was none.
     async fn delete(&self, digest: &Digest) -> Result<bool, Error>;
 
-    /// Up to `limit` blobs in order of their digest, after the given one, with their sizes.
-    async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<(Digest, u64)>, Error>;
+    /// Up to `limit` blobs in order of their digest, after the given one.
+    async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<BlobEntry>, Error>;
 
     /// The file that holds a blob, where there is one on this machine. It must only be read.
     fn local_path(&self, digest: &Digest) -> Option<PathBuf>;
@@ -51,6 +55,15 @@ pub trait BlobWriter: Send {
 pub struct BlobInfo {
     pub digest: Digest,
     pub size: u64,
+}
+
+/// A blob in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobEntry {
+    pub digest: Digest,
+    pub size: u64,
+    /// When it was last put.
+    pub modified: Timestamp,
 }
 
 /// A blob on its way out.

@@ -7,6 +7,8 @@
 //! [`Store`] is what a backend implements; the rest of the product uses [`Objects`], which knows
 //! types.
 
+mod disk;
+mod journal;
 mod object;
 mod resource;
 
@@ -14,6 +16,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+pub use disk::DiskStore;
 pub use object::{Event, Key, Kind, Object, Page, Slice};
 pub use resource::{Objects, Resource, Stored};
 

@@ -1,0 +1,279 @@
+//! Blobs on a local disk: `sha256/ab/cdef…`, written beside, synced, renamed into place.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use sha2::{Digest as _, Sha256};
+
+use super::{BlobEntry, BlobInfo, BlobReader, BlobWriter, Blobs, Error};
+use crate::model::{Digest, Timestamp};
+
+/// How much is hashed and written, or read, in one step off the reactor, in bytes.
+const STEP: usize = 512 * 1024;
+
+/// Blobs below a directory.
+pub struct DiskBlobs {
+    dir: PathBuf,
+    next: AtomicU64,
+}
+
+impl DiskBlobs {
+    /// Opens the directory, which is made if need be, and removes what an interrupted write left.
+    pub fn open(dir: &Path) -> Result<Arc<Self>, Error> {
+        let io = |source| Error::Io { doing: format!("opening the blob store {}", dir.display()), source };
+        let temporary = dir.join("tmp");
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(io)?;
+        }
+        fs::create_dir_all(&temporary).map_err(io)?;
+        fs::create_dir_all(dir.join("sha256")).map_err(io)?;
+        Ok(Arc::new(Self { dir: dir.to_owned(), next: AtomicU64::new(0) }))
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.dir.join("sha256").join(&hex[..2]).join(&hex[2..])
+    }
+}
+
+#[async_trait]
+impl Blobs for DiskBlobs {
+    async fn writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
+        let path = self.dir.join("tmp").join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let file = File::create(&path)
+            .map_err(|source| Error::Io { doing: format!("creating {}", path.display()), source })?;
+        let state = State { file, sum: Sha256::new(), buffer: Vec::with_capacity(STEP) };
+        let temporary = Temporary { path };
+        Ok(Box::new(DiskWriter { state: Some(state), temporary, written: 0, root: self.dir.clone() }))
+    }
+
+    async fn open(&self, digest: &Digest, range: Option<Range<u64>>) -> Result<Option<BlobReader>, Error> {
+        let path = self.path(digest);
+        let doing = format!("reading blob {digest}");
+        let opened = blocking(&doing, move || match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+            Ok(mut file) => {
+                let size = file.metadata()?.len();
+                let range = range.unwrap_or(0..size);
+                let range = range.start.min(size)..range.end.min(size);
+                file.seek(SeekFrom::Start(range.start))?;
+                Ok(Some((size, file, range.end.saturating_sub(range.start))))
+            }
+        })
+        .await?;
+        Ok(opened.map(|(size, file, left)| BlobReader { size, stream: read_in_steps(file, left).boxed() }))
+    }
+
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        match fs::metadata(self.path(digest)) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Io { doing: format!("looking for blob {digest}"), source }),
+        }
+    }
+
+    async fn delete(&self, digest: &Digest) -> Result<bool, Error> {
+        match fs::remove_file(self.path(digest)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Error::Io { doing: format!("deleting blob {digest}"), source }),
+        }
+    }
+
+    async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<BlobEntry>, Error> {
+        let root = self.dir.join("sha256");
+        blocking("listing blobs", move || list(&root, after, limit)).await
+    }
+
+    fn local_path(&self, digest: &Digest) -> Option<PathBuf> {
+        let path = self.path(digest);
+        path.exists().then_some(path)
+    }
+}
+
+/// A blob that is being written. What is collected is hashed and written in big steps on another thread.
+struct DiskWriter {
+    /// None while a step is on its way, and after one that failed.
+    state: Option<State>,
+    temporary: Temporary,
+    written: u64,
+    root: PathBuf,
+}
+
+struct State {
+    file: File,
+    sum: Sha256,
+    buffer: Vec<u8>,
+}
+
+/// Removes the file when it is dropped.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl State {
+    fn flush(&mut self) -> io::Result<()> {
+        self.sum.update(&self.buffer);
+        self.file.write_all(&self.buffer)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl DiskWriter {
+    async fn step<T: Send + 'static>(
+        &mut self,
+        doing: &'static str,
+        work: impl FnOnce(&mut State) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let lost = || io::Error::other("an earlier write of this blob failed");
+        let Some(mut state) = self.state.take() else {
+            return Err(Error::Io { doing: doing.to_owned(), source: lost() });
+        };
+        let (state, result) = blocking(doing, move || {
+            let result = work(&mut state);
+            Ok((state, result))
+        })
+        .await?;
+        let value = result.map_err(|source| Error::Io { doing: doing.to_owned(), source })?;
+        self.state = Some(state);
+        Ok(value)
+    }
+}
+
+#[async_trait]
+impl BlobWriter for DiskWriter {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.written += bytes.len() as u64;
+        for part in bytes.chunks(STEP) {
+            let full = match &mut self.state {
+                Some(state) => {
+                    state.buffer.extend_from_slice(part);
+                    state.buffer.len() >= STEP
+                }
+                None => true,
+            };
+            if full {
+                self.step("writing a blob", State::flush).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn written(&self) -> u64 {
+        self.written
+    }
+
+    async fn finish(mut self: Box<Self>, expected: Option<Digest>) -> Result<BlobInfo, Error> {
+        let (temporary, root) = (self.temporary.path.clone(), self.root.clone());
+        let result = self.step("finishing a blob", move |state| {
+            state.flush()?;
+            let actual = Digest::from_sha256(state.sum.clone().finalize().into());
+            if expected.is_some_and(|expected| expected != actual) {
+                return Ok(Err(actual));
+            }
+            publish(&state.file, &temporary, &root, &actual)?;
+            Ok(Ok(actual))
+        });
+        match (result.await?, expected) {
+            (Ok(digest), _) => Ok(BlobInfo { digest, size: self.written }),
+            (Err(actual), Some(expected)) => Err(Error::Mismatch { expected, actual }),
+            (Err(actual), None) => unreachable!("without an expectation {actual} is right"),
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After a rename there is nothing to remove.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Syncs the file, gives it its name, and syncs the directories on the way there.
+fn publish(file: &File, temporary: &Path, root: &Path, digest: &Digest) -> io::Result<()> {
+    let hex = digest.hex();
+    let all = root.join("sha256");
+    let folder = all.join(&hex[..2]);
+    let target = folder.join(&hex[2..]);
+    if target.exists() {
+        // Its time says when it was last put: what is fresh is not collected.
+        return File::open(&target)?.set_modified(std::time::SystemTime::now());
+    }
+    file.sync_all()?;
+    if !folder.exists() {
+        fs::create_dir_all(&folder)?;
+        File::open(&all)?.sync_all()?;
+    }
+    fs::rename(temporary, &target)?;
+    File::open(&folder)?.sync_all()
+}
+
+fn read_in_steps(file: File, left: u64) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {
+    futures::stream::try_unfold((file, left), |(mut file, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let step = usize::try_from(left).unwrap_or(STEP).min(STEP);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; step];
+            file.read_exact(&mut buffer)?;
+            Ok::<_, io::Error>((file, buffer))
+        });
+        let (file, buffer) = read.await.map_err(io::Error::other)??;
+        Ok(Some((Bytes::from(buffer), (file, left - step as u64))))
+    })
+}
+
+fn list(root: &Path, after: Option<Digest>, limit: usize) -> io::Result<Vec<BlobEntry>> {
+    let after = after.map(|digest| digest.hex());
+    let mut found = Vec::new();
+    for folder in names(root)? {
+        if after.as_ref().is_some_and(|after| folder.as_str() < &after[..2]) {
+            continue;
+        }
+        for rest in names(&root.join(&folder))? {
+            let hex = format!("{folder}{rest}");
+            let Ok(digest) = Digest::from_hex(&hex) else { continue };
+            if after.as_ref().is_some_and(|after| hex <= *after) {
+                continue;
+            }
+            let metadata = fs::metadata(root.join(&folder).join(&rest))?;
+            let age = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let modified = Timestamp::from_second(i64::try_from(age.as_secs()).unwrap_or(0));
+            found.push(BlobEntry { digest, size: metadata.len(), modified });
+            if found.len() == limit {
+                return Ok(found);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(dir)?
+        .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_, _>>()?;
+    names.sort();
+    Ok(names)
+}
+
+async fn blocking<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let result = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
+    result.and_then(|result| result).map_err(|source| Error::Io { doing: doing.to_owned(), source })
+}

@@ -1,0 +1,104 @@
+//! From a layer to files on disk.
+
+use std::{
+    io::{self, Read},
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+};
+
+use super::{
+    manifest::{MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_TAR, MEDIA_TYPE_LAYER_ZSTD},
+    tree::{Attributes, TreeWriter},
+};
+
+/// Whose files are once they are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// As the layer says. Needs root.
+    AsInLayer,
+    /// The caller's.
+    Ignore,
+}
+
+/// What a layer came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+/// Unpacks a layer into an empty directory. What the layer removes from those below it becomes a mark of overlayfs.
+pub fn unpack_layer(blob: impl Read, media_type: &str, dest: &Path, ownership: Ownership) -> io::Result<Unpacked> {
+    match media_type {
+        // Docker's own media types have the same content.
+        MEDIA_TYPE_LAYER_ZSTD => unpack_tar(zstd::Decoder::new(blob)?, dest, ownership),
+        MEDIA_TYPE_LAYER_GZIP | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+            unpack_tar(flate2::read::MultiGzDecoder::new(blob), dest, ownership)
+        }
+        MEDIA_TYPE_LAYER_TAR => unpack_tar(blob, dest, ownership),
+        other => Err(io::Error::new(io::ErrorKind::Unsupported, format!("layers of type '{other}' are not known"))),
+    }
+}
+
+fn unpack_tar(tar: impl Read, dest: &Path, ownership: Ownership) -> io::Result<Unpacked> {
+    let mut archive = tar::Archive::new(tar);
+    let mut tree = TreeWriter::new(dest)?;
+    let mut unpacked = Unpacked::default();
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let name = entry.path()?.into_owned();
+        let name = name.strip_prefix("/").unwrap_or(&name).to_owned();
+        unpacked.bytes += unpack_entry(&mut tree, &name, &mut entry, ownership)?;
+        unpacked.entries += 1;
+    }
+    tree.finish()?;
+    Ok(unpacked)
+}
+
+fn unpack_entry<R: Read>(
+    tree: &mut TreeWriter,
+    name: &Path,
+    entry: &mut tar::Entry<'_, R>,
+    ownership: Ownership,
+) -> io::Result<u64> {
+    let header = entry.header();
+    let owner = match ownership {
+        Ownership::AsInLayer => Some((id(header.uid()?)?, id(header.gid()?)?)),
+        Ownership::Ignore => None,
+    };
+    let attributes = Attributes { mode: header.mode()?, owner, mtime: i64::try_from(header.mtime()?).unwrap_or(0) };
+    let kind = header.entry_type();
+    let base = name.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
+    if let Some(removed) = base.strip_prefix(b".wh.") {
+        if removed == b".wh..opq" {
+            return Err(unsupported(name, "opaque folders"));
+        }
+        tree.whiteout(&name.with_file_name(std::ffi::OsStr::from_bytes(removed)))?;
+        return Ok(0);
+    }
+    let link = entry.link_name()?.map(|link| link.into_owned());
+    let need = || io::Error::new(io::ErrorKind::InvalidData, format!("link '{}' has no target", name.display()));
+    match kind {
+        tar::EntryType::Directory => tree.folder(name, attributes)?,
+        tar::EntryType::Symlink => tree.symlink(name, &link.ok_or_else(need)?, attributes)?,
+        tar::EntryType::Link => {
+            let target = link.ok_or_else(need)?;
+            tree.hard_link(name, target.strip_prefix("/").unwrap_or(&target))?;
+        }
+        tar::EntryType::Regular | tar::EntryType::Continuous => return tree.file(name, attributes, entry),
+        tar::EntryType::XGlobalHeader => {}
+        _ => return Err(unsupported(name, "devices, FIFOs and sockets")),
+    }
+    Ok(0)
+}
+
+fn id(id: u64) -> io::Result<u32> {
+    u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{id} is not a uid")))
+}
+
+fn unsupported(name: &Path, what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("entry '{}' is refused: {what} are not supported in layers", name.display()),
+    )
+}

@@ -1,0 +1,394 @@
+//! The store on disk: a journal that is the truth, and sled as the index over it.
+//!
+//! One thread writes. It takes all commands that wait, checks each against what is there, appends
+//! them to the journal with one sync, applies them to sled, and only then answers: concurrent
+//! writers share a sync. sled remembers how far it has applied the journal; when it is absent,
+//! broken or behind, it is made from the journal.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    path::Path,
+    sync::{Arc, mpsc},
+};
+
+use async_trait::async_trait;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::{broadcast, oneshot};
+
+use super::{
+    Error, Event, Key, Kind, MAX_OBJECT_BYTES, Object, Page, Slice, Store,
+    journal::{Entry, Journal, Write},
+};
+
+/// Changes that a slow watcher may be behind.
+const WATCH_BUFFER: usize = 1024;
+/// The most writes that share a sync.
+const MAX_GROUP: usize = 256;
+/// Under this key sled has (generation, sequence number) of the last entry that it has.
+const POSITION: &[u8] = b"\0position";
+
+/// The store of one machine.
+pub struct DiskStore {
+    index: sled::Tree,
+    commands: mpsc::SyncSender<Command>,
+    watchers: Arc<Watchers>,
+}
+
+type Watchers = HashMap<Kind, broadcast::Sender<Event>>;
+
+enum Request {
+    Put(Object),
+    Delete { key: Key, version: Option<u64> },
+}
+
+struct Command {
+    request: Request,
+    answer: oneshot::Sender<Result<Option<Object>, Error>>,
+}
+
+impl DiskStore {
+    /// Opens the store in a directory, which is made if need be. Only one process may have it open.
+    pub fn open(dir: &Path) -> Result<Arc<Self>, Error> {
+        let io = |doing: &str| {
+            let doing = format!("{doing} {}", dir.display());
+            move |source| Error::Io { doing, source }
+        };
+        fs::create_dir_all(dir).map_err(io("creating the store"))?;
+        let lock = lock(dir)?;
+        let database = open_sled(&dir.join("index"))?;
+        let index = database.open_tree("objects").map_err(sled_failed)?;
+        let journal = match replay(dir, &index) {
+            Ok(journal) => journal,
+            Err(Replay::Index) => {
+                index.clear().map_err(sled_failed)?;
+                replay(dir, &index).map_err(|error| match error {
+                    Replay::Failed(error) => error,
+                    Replay::Index => sled_failed(sled::Error::Unsupported("an empty index cannot be used".to_owned())),
+                })?
+            }
+            Err(Replay::Failed(error)) => return Err(error),
+        };
+        let watchers: Arc<Watchers> =
+            Arc::new(Kind::ALL.into_iter().map(|kind| (kind, broadcast::Sender::new(WATCH_BUFFER))).collect());
+        let (commands, queue) = mpsc::sync_channel(MAX_GROUP);
+        let writer =
+            Writer { journal, index: index.clone(), watchers: Arc::clone(&watchers), _lock: lock, _database: database };
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run(&queue))
+            .map_err(io("starting the writer of"))?;
+        Ok(Arc::new(Self { index, commands, watchers }))
+    }
+
+    async fn ask(&self, request: Request) -> Result<Option<Object>, Error> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || Error::Backend { doing: "writing".to_owned(), cause: "the store has stopped".to_owned() };
+        let command = Command { request, answer };
+        match self.commands.try_send(command) {
+            Ok(()) => {}
+            Err(mpsc::TrySendError::Disconnected(_)) => return Err(gone()),
+            Err(mpsc::TrySendError::Full(command)) => {
+                let commands = self.commands.clone();
+                let sent = tokio::task::spawn_blocking(move || commands.send(command).is_ok()).await;
+                if !sent.unwrap_or(false) {
+                    return Err(gone());
+                }
+            }
+        }
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+#[async_trait]
+impl Store for DiskStore {
+    async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
+        read(&self.index, key)
+    }
+
+    async fn list(&self, kind: Kind, page: &Page) -> Result<Slice, Error> {
+        let prefix = match &page.namespace {
+            Some(namespace) => index_key(kind, namespace, ""),
+            None => kind_prefix(kind),
+        };
+        let start = match &page.after {
+            Some((namespace, name)) => [index_key(kind, namespace, name), vec![0]].concat(),
+            None => prefix.clone(),
+        };
+        let mut objects: Vec<Object> = Vec::new();
+        for found in self.index.range(start..) {
+            let (key, value) = found.map_err(sled_failed)?;
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            if objects.len() == page.limit {
+                let last = objects.last().map(|object| (object.key.namespace.clone(), object.key.name.clone()));
+                return Ok(Slice { objects, next: last });
+            }
+            objects.push(decode(&value)?);
+        }
+        Ok(Slice { objects, next: None })
+    }
+
+    async fn put(&self, object: Object) -> Result<Object, Error> {
+        let size = object.body.to_string().len();
+        if size > MAX_OBJECT_BYTES {
+            return Err(Error::TooLarge { key: object.key, size });
+        }
+        let written = self.ask(Request::Put(object)).await?;
+        Ok(written.expect("a put answers with the object"))
+    }
+
+    async fn delete(&self, key: &Key, version: Option<u64>) -> Result<(), Error> {
+        self.ask(Request::Delete { key: key.clone(), version }).await.map(drop)
+    }
+
+    fn watch(&self, kind: Kind) -> broadcast::Receiver<Event> {
+        self.watchers[&kind].subscribe()
+    }
+}
+
+/// The one that writes.
+struct Writer {
+    journal: Journal,
+    index: sled::Tree,
+    watchers: Arc<Watchers>,
+    _database: sled::Db,
+    _lock: Flock<File>,
+}
+
+type Answer = (oneshot::Sender<Result<Option<Object>, Error>>, Option<Object>);
+
+impl Writer {
+    fn run(mut self, queue: &mpsc::Receiver<Command>) {
+        while let Ok(first) = queue.recv() {
+            let mut group = vec![first];
+            group.extend(queue.try_iter().take(MAX_GROUP - 1));
+            self.commit(group);
+            if let Err(error) = self.compact() {
+                tracing::error!(%error, "compacting the journal failed; it is tried again");
+            }
+        }
+    }
+
+    /// Writes a group with one sync, and answers.
+    fn commit(&mut self, group: Vec<Command>) {
+        let mut pending: HashMap<Key, Option<Object>> = HashMap::new();
+        let mut entries = Vec::new();
+        let mut answers: Vec<Answer> = Vec::new();
+        for Command { request, answer } in group {
+            let seq = self.journal.last_seq + entries.len() as u64 + 1;
+            match self.check(request, seq, &pending) {
+                Ok(entry) => {
+                    let written = match &entry.write {
+                        Write::Put(object) => Some(object.clone()),
+                        Write::Delete(_) => None,
+                    };
+                    pending.insert(key_of(&entry.write).clone(), written.clone());
+                    entries.push(entry);
+                    answers.push((answer, written));
+                }
+                Err(error) => drop(answer.send(Err(error))),
+            }
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let result = self.journal.append(&entries).and_then(|()| apply(&self.index, self.journal.generation, &entries));
+        match result {
+            Ok(()) => {
+                for entry in entries {
+                    self.tell(entry.write);
+                }
+                for (answer, written) in answers {
+                    let _ = answer.send(Ok(written));
+                }
+            }
+            Err(error) => {
+                let cause = error.to_string();
+                tracing::error!(%error, "writing to the store failed");
+                for (answer, _) in answers {
+                    let _ = answer.send(Err(Error::Backend { doing: "writing".to_owned(), cause: cause.clone() }));
+                }
+            }
+        }
+    }
+
+    fn check(&self, request: Request, seq: u64, pending: &HashMap<Key, Option<Object>>) -> Result<Entry, Error> {
+        let current = |key: &Key| match pending.get(key) {
+            Some(pending) => Ok(pending.clone()),
+            None => read(&self.index, key),
+        };
+        let write = match request {
+            Request::Put(mut object) => {
+                match current(&object.key)? {
+                    None if object.version == 0 => object.uid = new_uid(),
+                    Some(found)
+                        if object.version != 0 && found.version == object.version && found.uid == object.uid => {}
+                    None if object.version != 0 => return Err(Error::NotFound(object.key)),
+                    _ => return Err(Error::Conflict(object.key)),
+                }
+                object.version = seq;
+                Write::Put(object)
+            }
+            Request::Delete { key, version } => match current(&key)? {
+                None => return Err(Error::NotFound(key)),
+                Some(found) if version.is_some_and(|version| version != found.version) => {
+                    return Err(Error::Conflict(key));
+                }
+                Some(_) => Write::Delete(key),
+            },
+        };
+        Ok(Entry { seq, write })
+    }
+
+    fn tell(&self, write: Write) {
+        let (kind, event) = match write {
+            Write::Put(object) => (object.key.kind, Event::Put(object)),
+            Write::Delete(key) => (key.kind, Event::Deleted(key)),
+        };
+        // Nobody may be watching.
+        let _ = self.watchers[&kind].send(event);
+    }
+
+    fn compact(&mut self) -> Result<(), Error> {
+        if !self.journal.is_due(0) {
+            return Ok(());
+        }
+        let values =
+            || self.index.iter().filter_map(Result::ok).filter(|(key, _)| &**key != POSITION).map(|(_, value)| value);
+        let live: u64 = values().map(|value| value.len() as u64).sum();
+        if !self.journal.is_due(live) {
+            return Ok(());
+        }
+        self.journal.compact(values().filter_map(|value| decode(&value).ok()))?;
+        apply(&self.index, self.journal.generation, &[])?;
+        self.index.insert(POSITION, position(self.journal.generation, self.journal.last_seq)).map_err(sled_failed)?;
+        Ok(())
+    }
+}
+
+enum Replay {
+    /// The index cannot be used with this journal.
+    Index,
+    Failed(Error),
+}
+
+/// Brings the index to where the journal is.
+fn replay(dir: &Path, index: &sled::Tree) -> Result<Journal, Replay> {
+    let failed = |error| Replay::Failed(sled_failed(error));
+    let known = index.get(POSITION).map_err(|_| Replay::Index)?.and_then(|bytes| parse_position(&bytes));
+    if known.is_none() {
+        index.clear().map_err(failed)?;
+    }
+    let mut stale = false;
+    let journal = Journal::open(dir, |generation, entry| {
+        match known {
+            Some((known_generation, _)) if known_generation != generation => stale = true,
+            Some((_, seq)) if entry.seq <= seq => {}
+            _ => apply(index, generation, &[entry])?,
+        }
+        Ok(())
+    })
+    .map_err(Replay::Failed)?;
+    match known {
+        _ if stale => Err(Replay::Index),
+        // An index that knows more than the journal belongs to another one.
+        Some((generation, seq)) if generation != journal.generation || seq > journal.last_seq => Err(Replay::Index),
+        _ => Ok(journal),
+    }
+}
+
+fn apply(index: &sled::Tree, generation: u64, entries: &[Entry]) -> Result<(), Error> {
+    let mut batch = sled::Batch::default();
+    for Entry { seq, write } in entries {
+        let key = key_of(write);
+        let at = index_key(key.kind, &key.namespace, &key.name);
+        match write {
+            Write::Put(object) => {
+                let value =
+                    serde_json::to_vec(object).map_err(|source| Error::Malformed { key: key.clone(), source })?;
+                batch.insert(at, value);
+            }
+            Write::Delete(_) => batch.remove(at),
+        }
+        batch.insert(POSITION, position(generation, *seq));
+    }
+    index.apply_batch(batch).map_err(sled_failed)
+}
+
+fn open_sled(path: &Path) -> Result<sled::Db, Error> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        // A snapshot that was being written when the process died keeps sled from opening.
+        if entry.file_name().to_string_lossy().ends_with(".generating") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let config = sled::Config::new().path(path).cache_capacity(1 << 20).flush_every_ms(Some(5_000));
+    match config.open() {
+        Ok(database) => Ok(database),
+        Err(error) => {
+            tracing::warn!(%error, "the index of the store is broken; it is made again from the journal");
+            let doing = || format!("removing the broken index {}", path.display());
+            fs::remove_dir_all(path).map_err(|source| Error::Io { doing: doing(), source })?;
+            config.open().map_err(sled_failed)
+        }
+    }
+}
+
+fn lock(dir: &Path) -> Result<Flock<File>, Error> {
+    let path = dir.join("lock");
+    let doing = || format!("locking the store {}", dir.display());
+    let file = File::create(&path).map_err(|source| Error::Io { doing: doing(), source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Backend {
+        doing: doing(),
+        cause: "another epiniod uses it; stop that one, or choose another --data-dir".to_owned(),
+    })
+}
+
+fn read(index: &sled::Tree, key: &Key) -> Result<Option<Object>, Error> {
+    let found = index.get(index_key(key.kind, &key.namespace, &key.name)).map_err(sled_failed)?;
+    found.map(|value| decode(&value)).transpose()
+}
+
+fn decode(value: &[u8]) -> Result<Object, Error> {
+    serde_json::from_slice(value)
+        .map_err(|error| Error::Backend { doing: "reading the index".to_owned(), cause: error.to_string() })
+}
+
+fn key_of(write: &Write) -> &Key {
+    match write {
+        Write::Put(object) => &object.key,
+        Write::Delete(key) => key,
+    }
+}
+
+fn kind_prefix(kind: Kind) -> Vec<u8> {
+    [kind.as_str().as_bytes(), &[0]].concat()
+}
+
+/// Sorts by kind, namespace, name.
+fn index_key(kind: Kind, namespace: &str, name: &str) -> Vec<u8> {
+    [kind.as_str().as_bytes(), &[0], namespace.as_bytes(), &[0], name.as_bytes()].concat()
+}
+
+fn position(generation: u64, seq: u64) -> Vec<u8> {
+    [generation.to_be_bytes(), seq.to_be_bytes()].concat()
+}
+
+fn parse_position(bytes: &[u8]) -> Option<(u64, u64)> {
+    let generation = bytes.get(..8)?.try_into().ok()?;
+    let seq = bytes.get(8..16)?.try_into().ok()?;
+    Some((u64::from_be_bytes(generation), u64::from_be_bytes(seq)))
+}
+
+fn new_uid() -> String {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sled_failed(error: sled::Error) -> Error {
+    Error::Backend { doing: "using the index of the store".to_owned(), cause: error.to_string() }
+}

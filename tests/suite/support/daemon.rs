@@ -1,0 +1,198 @@
+//! A daemon that a test may push to, kill and start again.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// What a failed wait says it waited for.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+pub struct Daemon {
+    dir: TempDir,
+    pub port: u16,
+    pub registry_port: u16,
+    pub password: String,
+    child: Option<Child>,
+    /// Ends what is left when this process does, however it does.
+    reaper: Option<Child>,
+}
+
+impl Daemon {
+    /// A daemon with an empty data directory.
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in(scratch()).expect("a temporary folder");
+        let mut daemon = Self {
+            port: free_port(),
+            registry_port: free_port(),
+            password: "the-password-of-tests".to_owned(),
+            child: None,
+            reaper: None,
+            dir,
+        };
+        daemon.share_package_cache();
+        daemon.reaper = Some(daemon.start_reaper());
+        daemon.resume();
+        daemon
+    }
+
+    /// Starts the daemon again, on the same ports and data.
+    pub fn resume(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.path().join("daemon.log")).expect("a log");
+        let child = self
+            .command(["serve"])
+            .env("EPINIOD_ADMIN_PASSWORD", &self.password)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the daemon starts");
+        self.child = Some(child);
+        self.wait_until_ready();
+    }
+
+    /// SIGKILL: what a crash is.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("a running daemon");
+        child.kill().expect("the daemon can be killed");
+        child.wait().expect("the daemon can be reaped");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running daemon").id()
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The command line, told where this daemon is.
+    pub fn command<const N: usize>(&self, args: [&str; N]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_epiniod"));
+        command
+            .args(args)
+            .env("EPINIOD_DATA_DIR", self.data_dir())
+            .env("EPINIOD_LISTEN", format!("127.0.0.1:{}", self.port))
+            .env("EPINIOD_REGISTRY_LISTEN", format!("127.0.0.1:{}", self.registry_port))
+            .env("EPINIO_SETTINGS", self.dir.path().join("settings.yaml"))
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// Runs a command that has to succeed; its stdout.
+    pub fn run<const N: usize>(&self, args: [&str; N]) -> String {
+        let output = self.output(args);
+        assert!(
+            output.status.success(),
+            "epiniod {args:?} failed with {}:\n{}{}\n--- daemon\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log_tail(),
+        );
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    pub fn output<const N: usize>(&self, args: [&str; N]) -> Output {
+        self.command(args).output().expect("the command runs")
+    }
+
+    /// Pushes a folder; the URL.
+    pub fn push(&self, name: &str, path: &Path) -> String {
+        let stdout = self.run(["push", "--name", name, "--path", path.to_str().expect("a path in UTF-8")]);
+        assert_eq!(stdout.lines().count(), 1, "push prints one line, the URL: {stdout:?}");
+        stdout.trim().to_owned()
+    }
+
+    pub fn api(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// The URL of an application's default route.
+    pub fn url(&self, app: &str) -> String {
+        format!("http://{app}.localhost:{}", self.port)
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.dir.path().join("daemon.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + START_DEADLINE;
+        while Instant::now() < deadline {
+            if super::get(&self.api("/ready")).is_ok_and(|response| response.status == 200) {
+                return;
+            }
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                panic!("the daemon ended with {status}:\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the daemon did not answer on /ready within {START_DEADLINE:?}:\n{}", self.log_tail());
+    }
+
+    /// All daemons of the tests use the same downloaded packages: the mirror is asked once.
+    fn share_package_cache(&self) {
+        let shared = scratch().join("epiniod-test-packages");
+        let cache = self.data_dir().join("cache");
+        fs::create_dir_all(&shared).expect("a folder for packages");
+        fs::create_dir_all(&cache).expect("a folder for caches");
+        std::os::unix::fs::symlink(shared, cache.join("debian")).expect("a link to the packages");
+    }
+
+    /// A shell whose stdin ends with this process: then it stops the daemon and every application.
+    fn start_reaper(&self) -> Child {
+        let script = r#"cat >/dev/null
+            "$0" stop --all >/dev/null 2>&1
+            rm -rf "$1""#;
+        let mut command = self.command([]);
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_epiniod")]).arg(self.dir.path());
+        for (name, value) in command.env("unused", "").get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a shell")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut reaper) = self.reaper.take() {
+            drop(reaper.stdin.take());
+            let _ = reaper.wait();
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Where tests keep their files: a real disk, as overlay needs one.
+fn scratch() -> PathBuf {
+    std::env::var_os("EPINIOD_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Writes a file of a test application.
+pub fn write(dir: &Path, name: &str, text: &str) {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    fs::File::create(path).and_then(|mut file| file.write_all(text.as_bytes())).expect("a file");
+}
