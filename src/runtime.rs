@@ -5,6 +5,8 @@
 //! instances. Everything is level-triggered: `apply` says what should be, `status` what is, and
 //! `changed` when to look again.
 
+pub mod local;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;

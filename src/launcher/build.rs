@@ -1,1 +1,38 @@
-fn main() {}
+//! Compiles the two small programs that epiniod carries with plain rustc: the launcher, which is in every
+//! application image, and the monitor, which is beside every instance. They use the standard library only.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn main() {
+    compile("src/launcher/program", "launcher");
+    compile("src/runtime/local/monitor", "monitor");
+    println!("cargo::rerun-if-changed=src/launcher/build.rs");
+}
+
+/// The same bytes wherever the sources are: they decide the digests of images.
+fn compile(folder: &str, name: &str) {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join(name);
+    let target = env::var("TARGET").expect("cargo sets it");
+    println!("cargo::rerun-if-changed={folder}");
+    let status = Command::new(env::var_os("RUSTC").expect("cargo sets it"))
+        .current_dir(root.join(folder))
+        .args(["--edition=2024", "--crate-type=bin", "--crate-name", name, "--target", &target])
+        .args(["-Copt-level=s", "-Clto=fat", "-Ccodegen-units=1", "-Cpanic=abort", "-Cstrip=symbols"])
+        .args(["-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cmetadata=epiniod"])
+        .arg(format!("--remap-path-prefix={}=/epiniod", root.display()))
+        .arg("-Dwarnings")
+        .arg("-o")
+        .arg(&out)
+        .arg(Path::new("main.rs"))
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("compiling the {name} failed: {status}"),
+        Err(error) => panic!("starting rustc for the {name} failed: {error}"),
+    }
+}

@@ -1,0 +1,244 @@
+//! The runtime of one machine: our own namespace runner, as root or rootless.
+//!
+//! Every step and every instance is a sandbox: namespaces for mounts, processes, IPC, names, users and (as root)
+//! network; an overlay of read-only layers and a small file system in memory; no capabilities, no new
+//! privileges, a system call filter, masked paths; limits by cgroups where there are any. A sandbox is set up by a process of
+//! its own (`epiniod sandbox-init`), so that nothing is ever forked from the threads of the daemon.
+//!
+//! Steps die with the daemon. Instances do not: each has a monitor, a small process that keeps its log, starts it
+//! again when it crashes, and says in a file how it is; a daemon that starts reads those files.
+
+mod cgroup;
+mod firewall;
+mod harden;
+mod images;
+mod init;
+mod instances;
+mod logs;
+mod netlink;
+mod network;
+mod observe;
+mod ports;
+mod root;
+mod spec;
+mod steps;
+mod sys;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use nix::unistd::Uid;
+use tokio_util::sync::CancellationToken;
+
+use self::{cgroup::Cgroups, images::Images, instances::Instances, network::Connection, spec::Ids};
+use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Workload, WorkloadStatus};
+use crate::{
+    blob::SharedBlobs,
+    model::{AppName, Digest, ImageName, Namespace, ReleaseId},
+    oci::Ownership,
+};
+
+/// The monitor, as it was compiled with this binary.
+const MONITOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/monitor"));
+/// Ids of sandboxes begin here: above what distributions give to users and containers.
+const FIRST_ID: u32 = 0x7000_0000;
+
+/// What the runtime has to know.
+#[derive(Debug, Clone)]
+pub struct LocalConfig {
+    pub data_dir: PathBuf,
+    /// Mounted for builds over the bundles that programs look into.
+    pub build_ca: Option<PathBuf>,
+    /// The binary that sandboxes are set up with: our own.
+    pub own_binary: PathBuf,
+}
+
+/// The runtime of one machine.
+pub struct LocalRuntime {
+    host: Arc<Host>,
+    instances: Arc<Instances>,
+}
+
+/// What sandboxes of all kinds are made with.
+struct Host {
+    data_dir: PathBuf,
+    own_binary: PathBuf,
+    monitor: PathBuf,
+    build_ca: Option<PathBuf>,
+    ids: Ids,
+    connection: Connection,
+    resolv_conf: String,
+    cgroups: Cgroups,
+    images: Images,
+    /// Numbers on the bridge that are taken.
+    numbers: std::sync::Mutex<std::collections::BTreeSet<u16>>,
+}
+
+/// Runs this process as one that sets a sandbox up, when its arguments say so. Call it before anything starts a thread.
+pub fn run_role() -> Option<ExitCode> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    init::run(&args)
+}
+
+impl LocalRuntime {
+    /// Looks what is possible here, and takes over what runs.
+    pub async fn open(config: LocalConfig, blobs: SharedBlobs) -> Result<Arc<Self>, Error> {
+        let host = Arc::new(Host::open(config, blobs)?);
+        let instances = Instances::open(Arc::clone(&host))?;
+        Ok(Arc::new(Self { host, instances }))
+    }
+}
+
+#[async_trait]
+impl Runtime for LocalRuntime {
+    async fn run(&self, job: Job, log: LogSink, cancel: CancellationToken) -> Result<Vec<StepOutcome>, Error> {
+        steps::run(&self.host, job, log, cancel).await
+    }
+
+    async fn discard(&self, job: &JobId) -> Result<(), Error> {
+        steps::discard(&self.host, job).await
+    }
+
+    async fn jobs(&self) -> Result<Vec<JobId>, Error> {
+        steps::left_over(&self.host)
+    }
+
+    async fn apply(&self, workload: &Workload) -> Result<(), Error> {
+        self.instances.apply(workload).await
+    }
+
+    async fn status(&self, id: &ReleaseId) -> Result<Option<WorkloadStatus>, Error> {
+        Ok(self.instances.status(id))
+    }
+
+    async fn workloads(&self) -> Result<Vec<ReleaseId>, Error> {
+        Ok(self.instances.workloads())
+    }
+
+    async fn changed(&self) {
+        self.instances.changed().await;
+    }
+
+    async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error> {
+        self.instances.remove(id, grace).await
+    }
+
+    async fn logs(
+        &self,
+        namespace: &Namespace,
+        app: &AppName,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, LogLine>, Error> {
+        Ok(logs::read(Arc::clone(&self.instances), namespace.clone(), app.clone(), query))
+    }
+
+    async fn collect(&self, keep: &[ImageName]) -> Result<(), Error> {
+        let (host, keep) = (Arc::clone(&self.host), keep.to_vec());
+        let collected = tokio::task::spawn_blocking(move || host.images.collect(&keep)).await;
+        collected.map_err(io::Error::other).and_then(|result| result).map_err(io_error("removing unused layers"))
+    }
+
+    fn properties(&self) -> BTreeMap<&'static str, String> {
+        let user = match self.host.ids {
+            Ids::Range { .. } => "root",
+            Ids::Caller => "rootless",
+        };
+        BTreeMap::from([
+            ("kind", "local".to_owned()),
+            ("user", user.to_owned()),
+            ("network", self.host.connection.describe().to_owned()),
+            ("limits", self.host.cgroups.describe().to_owned()),
+        ])
+    }
+}
+
+impl Host {
+    fn open(config: LocalConfig, blobs: SharedBlobs) -> Result<Self, Error> {
+        let data_dir = config.data_dir;
+        let io = |doing: &str| io_error(&format!("{doing} {}", data_dir.display()));
+        for name in ["jobs", "workloads", "run"] {
+            fs::create_dir_all(data_dir.join(name)).map_err(io("preparing"))?;
+        }
+        let identity = Digest::of(data_dir.canonicalize().map_err(io("finding"))?.as_os_str().as_encoded_bytes());
+        let root = Uid::effective().is_root();
+        let (ids, ownership) = if root {
+            (Ids::Range { first: FIRST_ID }, Ownership::AsInLayer)
+        } else {
+            (Ids::Caller, Ownership::Ignore)
+        };
+        let connection = if root {
+            Connection::open(&identity).map_err(io_error("making the network of sandboxes"))?
+        } else {
+            Connection::Host
+        };
+        let monitor = data_dir.join("run").join(format!("monitor-{}", &Digest::of(MONITOR).hex()[..16]));
+        install(&monitor, MONITOR).map_err(io("writing the monitor to"))?;
+        let images = Images::open(data_dir.join("layers"), blobs, ownership).map_err(io("opening the layers of"))?;
+        Ok(Self {
+            own_binary: config.own_binary,
+            build_ca: config.build_ca,
+            ids,
+            resolv_conf: network::resolv_conf(&connection),
+            connection,
+            cgroups: Cgroups::open(&format!("epiniod-{}", &identity.hex()[..8])),
+            images,
+            monitor,
+            numbers: std::sync::Mutex::default(),
+            data_dir,
+        })
+    }
+
+    /// A number on the bridge that nobody has; it is given back with [`release`](Self::release).
+    fn number(&self) -> Result<u16, Error> {
+        let mut numbers = self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let free = network::Bridge::NUMBERS.into_iter().find(|number| !numbers.contains(number));
+        let number =
+            free.ok_or_else(|| Error::Unsupported("more than 1,020 sandboxes cannot run at once".to_owned()))?;
+        numbers.insert(number);
+        Ok(number)
+    }
+
+    fn take(&self, number: u16) {
+        self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(number);
+    }
+
+    fn release(&self, number: u16) {
+        self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&number);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Only what nobody uses goes: instances that run keep their bridge and their groups.
+        let workloads = fs::read_dir(self.data_dir.join("workloads")).map(|entries| entries.count()).unwrap_or(0);
+        if workloads == 0 {
+            self.connection.close();
+            self.cgroups.close();
+        }
+    }
+}
+
+/// Writes a program where it is not yet.
+fn install(path: &Path, program: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if path.exists() {
+        return Ok(());
+    }
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, program)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
+    fs::rename(temporary, path)
+}
+
+fn io_error(doing: &str) -> impl FnOnce(io::Error) -> Error + use<> {
+    let doing = doing.to_owned();
+    move |source| Error::Io { doing, source }
+}

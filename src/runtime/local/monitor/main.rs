@@ -1,0 +1,268 @@
+//! The monitor of one instance: `monitor DIRECTORY EPINIOD`.
+//!
+//! A process of its own, so that applications outlive the daemon, and a small one: the standard library and a
+//! few C functions. It starts the sandbox that `DIRECTORY/spec.json` describes, writes what the program says to `log`
+//! (rotated), says in `state` how it is, and starts it again when it ends by itself. SIGTERM stops the program and then
+//! the monitor; SIGUSR1 kills the program.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::fd::{AsRawFd, RawFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+mod c;
+
+/// One log file is at most so large; the one before it is kept.
+const LOG_BYTES: u64 = 4 << 20;
+/// Longer lines are cut in pieces.
+const LINE_BYTES: usize = 16 << 10;
+const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+/// A program that ran for so long is not in a loop of crashes.
+const STEADY: Duration = Duration::from_secs(60);
+
+fn main() {
+    let mut args = std::env::args_os().skip(1).map(PathBuf::from);
+    let (Some(directory), Some(epiniod)) = (args.next(), args.next()) else {
+        eprintln!("usage: monitor DIRECTORY EPINIOD");
+        std::process::exit(2);
+    };
+    if let Err(error) = Monitor::new(directory, epiniod).and_then(Monitor::run) {
+        eprintln!("monitor: {error}");
+        std::process::exit(1);
+    }
+}
+
+struct Monitor {
+    directory: PathBuf,
+    epiniod: PathBuf,
+    _lock: File,
+    signals: RawFd,
+    log: Log,
+    restarts: u32,
+    stopping: bool,
+}
+
+/// How a program ended, as it stands in `state`.
+struct Ended(String);
+
+impl Monitor {
+    fn new(directory: PathBuf, epiniod: PathBuf) -> io::Result<Self> {
+        let lock = File::create(directory.join("lock"))?;
+        if !c::lock(lock.as_raw_fd()) {
+            return Err(io::Error::other("another monitor is there"));
+        }
+        c::new_session();
+        let signals = c::signals()?;
+        let log = Log::open(&directory)?;
+        Ok(Self { directory, epiniod, _lock: lock, signals, log, restarts: 0, stopping: false })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let mut back_off = FIRST_BACK_OFF;
+        loop {
+            let started = Instant::now();
+            let ended = self.run_once()?;
+            if self.stopping {
+                self.state(&format!("stopped {}", ended.0))?;
+                return Ok(());
+            }
+            if started.elapsed() >= STEADY {
+                back_off = FIRST_BACK_OFF;
+            }
+            let retry_at = now() + back_off.as_secs();
+            self.state(&format!("backoff {} {retry_at}", ended.0))?;
+            self.log.line('n', format!("ended with {}; started again in {} s", ended.0.replace(':', " "), back_off.as_secs()).as_bytes())?;
+            if self.rest(back_off)? {
+                self.state(&format!("stopped {}", ended.0))?;
+                return Ok(());
+            }
+            back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+            self.restarts += 1;
+        }
+    }
+
+    /// Starts the sandbox and stays until its program has ended.
+    fn run_once(&mut self) -> io::Result<Ended> {
+        let spec = self.directory.join("spec.json");
+        let mut child = Command::new(&self.epiniod)
+            .args(["sandbox-init", "instance"])
+            .arg(spec)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let (mut out, mut err) = (Lines::new('o', child.stdout.take()), Lines::new('e', child.stderr.take()));
+        let program = read_pid(&mut out)?;
+        match program {
+            Some(pid) => self.state(&format!("running {pid} {}", now()))?,
+            None => self.state(&format!("starting {}", now()))?,
+        }
+        let mut ended = None;
+        let mut stop_sent = false;
+        while ended.is_none() || out.is_open() || err.is_open() {
+            let mut fds = vec![self.signals];
+            fds.extend([&out, &err].into_iter().filter_map(|lines| lines.fd()));
+            // Whoever was started by the program may keep the pipes open: they are not waited for.
+            let timeout = if ended.is_some() { 200 } else { -1 };
+            let ready = c::wait_readable(&fds, timeout)?;
+            if ready.is_empty() {
+                break;
+            }
+            for lines in [&mut out, &mut err] {
+                if lines.fd().is_some_and(|fd| ready.contains(&fd)) {
+                    lines.read(&mut self.log)?;
+                }
+            }
+            if ready.contains(&self.signals) {
+                match c::next_signal(self.signals)? {
+                    c::SIGTERM => self.stopping = true,
+                    c::SIGUSR1 => program.into_iter().for_each(c::kill_now),
+                    _ => {}
+                }
+                reap(&mut child, program, &mut ended);
+            }
+            if self.stopping && !stop_sent {
+                stop_sent = true;
+                program.into_iter().for_each(c::ask_to_end);
+            }
+        }
+        out.end(&mut self.log)?;
+        err.end(&mut self.log)?;
+        Ok(ended.unwrap_or(Ended("exit:126".to_owned())))
+    }
+
+    /// Waits out the back-off; true when a stop was asked for.
+    fn rest(&mut self, back_off: Duration) -> io::Result<bool> {
+        let until = Instant::now() + back_off;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let ready = c::wait_readable(&[self.signals], i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1))?;
+            if !ready.is_empty() && c::next_signal(self.signals)? == c::SIGTERM {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Written beside and renamed: who reads it sees a whole one.
+    fn state(&self, state: &str) -> io::Result<()> {
+        let temporary = self.directory.join("state.new");
+        fs::write(&temporary, format!("{} {} {state}\n", std::process::id(), self.restarts))?;
+        fs::rename(temporary, self.directory.join("state"))
+    }
+}
+
+/// The first line that the sandbox's set-up writes is the pid of the program.
+fn read_pid(out: &mut Lines) -> io::Result<Option<i32>> {
+    let Some(pipe) = &mut out.pipe else { return Ok(None) };
+    let mut text = String::new();
+    let mut byte = [0];
+    while pipe.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        text.push(char::from(byte[0]));
+    }
+    Ok(text.parse().ok())
+}
+
+/// Collects every child that has ended: the set-up, and the program.
+fn reap(child: &mut Child, program: Option<i32>, ended: &mut Option<Ended>) {
+    while let Some((pid, status)) = c::reap() {
+        let how = match status {
+            c::Status::Exit(code) => format!("exit:{code}"),
+            c::Status::Signal(signal) => format!("signal:{signal}"),
+        };
+        let set_up_failed = u32::try_from(pid) == Ok(child.id()) && how != "exit:0";
+        if Some(pid) == program || (program.is_none() && u32::try_from(pid) == Ok(child.id())) || set_up_failed {
+            *ended = Some(Ended(how));
+        }
+    }
+}
+
+/// One of the program's outputs, cut into lines.
+struct Lines {
+    stream: char,
+    pipe: Option<Box<dyn Pipe>>,
+    line: Vec<u8>,
+}
+
+trait Pipe: Read + AsRawFd {}
+impl<T: Read + AsRawFd> Pipe for T {}
+
+impl Lines {
+    fn new(stream: char, pipe: Option<impl Pipe + 'static>) -> Self {
+        Self { stream, pipe: pipe.map(|pipe| Box::new(pipe) as Box<dyn Pipe>), line: Vec::new() }
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        self.pipe.as_ref().map(|pipe| pipe.as_raw_fd())
+    }
+
+    fn is_open(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    fn read(&mut self, log: &mut Log) -> io::Result<()> {
+        let Some(pipe) = &mut self.pipe else { return Ok(()) };
+        let mut buffer = [0; 8192];
+        let read = pipe.read(&mut buffer)?;
+        if read == 0 {
+            self.pipe = None;
+        }
+        for byte in &buffer[..read] {
+            if *byte == b'\n' || self.line.len() >= LINE_BYTES {
+                log.line(self.stream, &self.line)?;
+                self.line.clear();
+            }
+            if *byte != b'\n' {
+                self.line.push(*byte);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, log: &mut Log) -> io::Result<()> {
+        if !self.line.is_empty() {
+            log.line(self.stream, &self.line)?;
+        }
+        Ok(())
+    }
+}
+
+/// The log of the instance: `SECONDS STREAM TEXT` a line.
+struct Log {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl Log {
+    fn open(directory: &Path) -> io::Result<Self> {
+        let path = directory.join("log");
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let size = file.metadata()?.len();
+        Ok(Self { path, file, size })
+    }
+
+    fn line(&mut self, stream: char, text: &[u8]) -> io::Result<()> {
+        let mut line = format!("{} {stream} ", now()).into_bytes();
+        line.extend_from_slice(text.strip_suffix(b"\r").unwrap_or(text));
+        line.push(b'\n');
+        if self.size + line.len() as u64 > LOG_BYTES {
+            fs::rename(&self.path, self.path.with_extension("1"))?;
+            self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+            self.size = 0;
+        }
+        self.size += line.len() as u64;
+        // A full disk must not stop the program: what cannot be written is lost.
+        let _ = self.file.write_all(&line);
+        Ok(())
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

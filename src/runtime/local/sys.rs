@@ -1,0 +1,109 @@
+//! The few system calls that have no safe wrapper. Every one is a plain call with pointers to values
+//! that outlive it.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+};
+
+use nix::unistd::Pid;
+
+/// `struct mount_attr` (mount_setattr(2)).
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+
+/// A detached copy of the mount at a path.
+pub(super) fn open_tree(path: &CStr) -> io::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+    // SAFETY: the path is a C string that lives through the call; the kernel only reads it.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just returned this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Shows a detached mount with the ids of a user namespace.
+pub(super) fn shift_ids(mount: &OwnedFd, user_namespace: &OwnedFd) -> io::Result<()> {
+    let attr = MountAttr {
+        attr_set: MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace.as_raw_fd() as u64,
+    };
+    let size = size_of::<MountAttr>();
+    // SAFETY: the path is an empty C string, the attributes are a live struct of the size that is given.
+    let result = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, &attr, size)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Attaches a detached mount at a place that is open.
+pub(super) fn attach(mount: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
+    const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
+    let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
+    let empty = c"".as_ptr();
+    // SAFETY: both paths are empty C strings; both descriptors are open.
+    let result =
+        unsafe { libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), empty, target.as_raw_fd(), empty, flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whose child a new process is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parent {
+    Caller,
+    /// The caller's own parent: it reaps the child, and the caller may end.
+    Grandparent,
+}
+
+/// A child, in the new process; its pid, in the old one.
+pub(super) enum Forked {
+    Child,
+    Parent(Pid),
+}
+
+/// Forks. The caller must have one thread only, as every process that calls this has.
+pub(super) fn fork(parent: Parent) -> io::Result<Forked> {
+    let flags = match parent {
+        Parent::Caller => libc::SIGCHLD,
+        Parent::Grandparent => libc::SIGCHLD | libc::CLONE_PARENT,
+    };
+    // SAFETY: without CLONE_VM and without a stack this is fork(2); the process has one thread, so
+    // nothing can be locked by a thread that the child does not have.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match pid {
+        0 => Ok(Forked::Child),
+        pid if pid > 0 => Ok(Forked::Parent(Pid::from_raw(pid as i32))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Writes bytes to a socket of the kernel's, and returns what it answers.
+pub(super) fn exchange(socket: BorrowedFd<'_>, request: &[u8], answer: &mut [u8]) -> io::Result<usize> {
+    nix::sys::socket::send(socket.as_raw_fd(), request, nix::sys::socket::MsgFlags::empty())?;
+    Ok(nix::sys::socket::recv(socket.as_raw_fd(), answer, nix::sys::socket::MsgFlags::empty())?)
+}
+
+/// A descriptor that becomes readable when a process ends.
+pub(super) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just returned this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
