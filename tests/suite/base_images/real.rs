@@ -1,0 +1,94 @@
+//! With Debian's own packages.
+
+use std::{
+    fs::File,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use epiniod::base::{BUILD_TOOLS, Error, Mirrors, Options, Progress};
+
+use super::Room;
+
+/// None, said loudly, where no mirror can be reached: everything else of this behaviour is tested without.
+async fn room(folder: &Path) -> Option<Room> {
+    let room = Room::new(folder, Options::new(folder, Mirrors::default()));
+    match room.ensure(&[], &[]).await {
+        Ok(_) => Some(room),
+        Err(error @ (Error::NoMirror { .. } | Error::MirrorDown { .. })) => {
+            eprintln!("NOT TESTED: no Debian mirror can be reached from here: {error}");
+            None
+        }
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_of_debian_packages_runs_python() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(room) = room(folder.path()).await else { return };
+    let pair = room.ensure(&[], &["python3", "python3-venv", "python3-pip"]).await.unwrap();
+    let run = room.manifest(&pair.run.digest);
+    assert_eq!(run.layers.len(), 2);
+    assert!(run.layers[0].size < 25_000_000, "the run layer has {} bytes", run.layers[0].size);
+    assert_eq!(room.manifest(&pair.build.digest).layers, run.layers, "nothing was asked for the build alone");
+
+    let started = Instant::now();
+    assert_eq!(room.ensure(&[], &["python3-pip", "python3", "python3-venv"]).await.unwrap(), pair);
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("NOT TESTED: chroot needs root");
+        return;
+    }
+    let root = folder.path().join("root");
+    for layer in &run.layers {
+        let file = File::open(room.blobs.path(&layer.digest)).unwrap();
+        let mut archive = tar::Archive::new(zstd::Decoder::new(file).unwrap());
+        archive.set_preserve_permissions(true);
+        archive.unpack(&root).unwrap();
+    }
+    let script = "import ssl, ctypes.util, getpass, pwd, subprocess\n\
+        print(len(ssl.create_default_context().get_ca_certs()) > 100, ctypes.util.find_library('z'), \
+        pwd.getpwuid(1000).pw_name, subprocess.check_output(['awk', 'BEGIN { print 6 * 7 }'], text=True).strip())";
+    let python = run_in(&root, &["python3", "-c", script]);
+    assert_eq!(python, "True libz.so.1 cnb 42\n");
+    assert!(run_in(&root, &["ldconfig", "-p"]).contains("libssl.so.3 (libc6,x86-64) => /lib/x86_64-linux-gnu/libssl.so.3"));
+    run_in(&root, &["python3", "-m", "venv", "/tmp/venv"]);
+    assert!(run_in(&root, &["/tmp/venv/bin/pip", "--version"]).contains("/tmp/venv/"));
+}
+
+/// Runs a program with `root` as its root and returns what it prints.
+fn run_in(root: &Path, arguments: &[&str]) -> String {
+    let output = Command::new("chroot")
+        .arg("--userspec=1000:1000")
+        .arg(root)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin")
+        .env("HOME", "/home/cnb")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_buildpacks_ask_for_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(room) = room(folder.path()).await else { return };
+    for (build, run) in [(&[][..], &["nodejs"][..]), (&[], &["nginx"]), (&[BUILD_TOOLS], &["nodejs"])] {
+        let started = Instant::now();
+        room.notes.lock().unwrap().clear();
+        let pair = room.ensure(build, run).await.unwrap();
+        let downloaded = room.notes.lock().unwrap().iter().rev().find_map(|progress| match progress {
+            Progress::Download { done, total } => Some(format!("{done} of {total}")),
+            Progress::Note(_) => None,
+        });
+        let layers: Vec<u64> = room.manifest(&pair.build.digest).layers.iter().map(|layer| layer.size).collect();
+        eprintln!("{build:?} {run:?}: {:?}, downloaded {downloaded:?}, layers {layers:?}", started.elapsed());
+        assert_eq!(room.manifest(&pair.run.digest).layers.len(), 2);
+        assert_eq!(layers.len(), if build.is_empty() { 2 } else { 3 });
+    }
+}
