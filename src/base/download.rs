@@ -80,9 +80,12 @@ impl Downloader {
     /// Gets all files that are not there yet, some at a time.
     pub(super) async fn fetch(
         &self,
-        downloads: Vec<Download>,
+        mut downloads: Vec<Download>,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), Error> {
+        // Equal files have one place: the indexes of two suites are equal when both are empty.
+        downloads.sort_by(|a, b| a.path.cmp(&b.path));
+        downloads.dedup_by(|a, b| a.path == b.path);
         let checks = stream::iter(downloads).map(|download| async move {
             let missing = !is_there(&download).await?;
             Ok::<_, Error>(missing.then_some(download))

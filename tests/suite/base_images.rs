@@ -3,8 +3,11 @@
 //! Most tests have a mirror of their own, signed with a key of their own. The ones in `real` read
 //! from the mirrors of the host's apt sources, as the daemon does; where there are none they say so.
 
+mod making;
 mod memory;
+mod mirror;
 mod real;
+mod refusals;
 
 use std::{
     path::Path,
