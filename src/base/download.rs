@@ -131,8 +131,12 @@ impl Downloader {
             return result;
         }
         let _ = tokio::fs::remove_file(&part).await;
-        // What was there before may have been the damaged part: it deserves a start from nothing.
-        if resumed { Err(Error::Interrupted { url: shown(&file.url) }) } else { result }
+        match result {
+            // What was there before may have been the damaged part: it deserves a start from nothing.
+            Err(error) if resumed && error.is_about_content() => Err(Error::Interrupted { url: shown(&file.url) }),
+            Err(Error::MirrorRefused { status: 416, url }) => Err(Error::Interrupted { url }),
+            result => result,
+        }
     }
 
     /// Appends what is missing to the part that is there.
@@ -157,7 +161,12 @@ impl Downloader {
             meter.take_back(std::mem::take(written));
             *sum = Sha256::new();
         }
-        while let Some(chunk) = response.chunk().await.map_err(|source| down(&file.url, source))? {
+        let broken = loop {
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break None,
+                Err(source) => break Some(down(&file.url, source)),
+            };
             if *written + chunk.len() as u64 > file.size {
                 let what = format!("{} (longer than the {} bytes of the index)", shown(&file.url), file.size);
                 return Err(Error::Malformed { what });
@@ -166,11 +175,14 @@ impl Downloader {
             output.write_all(&chunk).await.map_err(writing)?;
             *written += chunk.len() as u64;
             meter.add(chunk.len() as u64);
-        }
-        output.sync_all().await.map_err(writing)?;
-        match *written == file.size {
-            true => Ok(()),
-            false => Err(Error::Interrupted { url: shown(&file.url) }),
+        };
+        // Also when it broke: the next attempt reads what is there. It need not survive a power cut, as it is
+        // hashed before every use.
+        output.flush().await.map_err(writing)?;
+        match broken {
+            Some(error) => Err(error),
+            None if *written < file.size => Err(Error::Interrupted { url: shown(&file.url) }),
+            None => Ok(()),
         }
     }
 

@@ -86,7 +86,7 @@ impl Error {
     pub(super) fn is_temporary(&self) -> bool {
         match self {
             Self::MirrorDown { .. } | Self::Interrupted { .. } => true,
-            Self::MirrorRefused { status, .. } => *status >= 500 || matches!(status, 408 | 416 | 429),
+            Self::MirrorRefused { status, .. } => *status >= 500 || matches!(status, 408 | 429),
             _ => false,
         }
     }

@@ -303,7 +303,8 @@ async fn serve(State(served): State<Arc<Mutex<Served>>>, request: Request) -> Re
         }
         Some(Fault::Cut(length)) => {
             served.faults.remove(&path);
-            let pieces = [Ok(Bytes::from(content[..length].to_vec())), Err(io::Error::other("cut"))];
+            let pieces = content[..length].chunks(16_384).map(|piece| Ok(Bytes::copy_from_slice(piece)));
+            let pieces: Vec<_> = pieces.chain([Err(io::Error::other("cut"))]).collect();
             return ([(header::CONTENT_LENGTH, content.len())], Body::from_stream(stream::iter(pieces)))
                 .into_response();
         }

@@ -93,6 +93,11 @@ async fn what_the_buildpacks_ask_for_is_there() {
             Progress::Note(_) => None,
         });
         let layers: Vec<u64> = room.manifest(&pair.build.digest).layers.iter().map(|layer| layer.size).collect();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        eprintln!(
+            "{:?}",
+            status.lines().filter(|l| l.starts_with("VmRSS") || l.starts_with("VmHWM")).collect::<Vec<_>>()
+        );
         eprintln!("{build:?} {run:?}: {:?}, downloaded {downloaded:?}, layers {layers:?}", started.elapsed());
         assert_eq!(room.manifest(&pair.run.digest).layers.len(), 2);
         assert_eq!(layers.len(), if build.is_empty() { 2 } else { 3 });
