@@ -170,7 +170,9 @@ impl<W: Write> Assembly<W> {
         }));
         declared.sort_by(|a, b| (&a.link, -a.priority, &a.target).cmp(&(&b.link, -b.priority, &b.target)));
         for Declared { link, target, priority } in declared {
-            let is_here = self.tree.has_file(target.trim_start_matches('/'));
+            // Scripts still name places that Debian has merged into /usr: a link there would replace the merged folder.
+            let link = merged_path(link.as_bytes(), EntryType::Symlink)?;
+            let is_here = self.tree.has_file(&merged_path(target.as_bytes(), EntryType::Regular)?);
             let is_best = facts.alternatives.get(&link).is_none_or(|below| priority > *below);
             if is_here && is_best && !self.definition.strip.leaves_out(&link, false) {
                 self.tree.link(EntryType::Symlink, &link, &target)?;

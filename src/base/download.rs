@@ -34,10 +34,15 @@ pub(super) struct Download {
 }
 
 const ATTEMPTS: u32 = 4;
+/// Of a small text: there may be another mirror that answers.
+const TEXT_ATTEMPTS: u32 = 2;
+const TEXT_TIMEOUT: Duration = Duration::from_secs(20);
 const PARALLEL: usize = 8;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a byte.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// In bytes per second. What is slower breaks off and goes on with the next attempt.
+const LEAST_SPEED: u64 = 20_000;
 
 impl Downloader {
     pub(super) fn new(retry_delay: Duration) -> Result<Self, Error> {
@@ -59,14 +64,14 @@ impl Downloader {
         loop {
             attempt += 1;
             match self.try_text(url, limit).await {
-                Err(error) if error.is_temporary() && attempt < ATTEMPTS => self.pause(attempt).await,
+                Err(error) if error.is_temporary() && attempt < TEXT_ATTEMPTS => self.pause(attempt).await,
                 result => return result,
             }
         }
     }
 
     async fn try_text(&self, url: &str, limit: usize) -> Result<String, Error> {
-        let mut response = self.get(url, 0).await?;
+        let mut response = self.get(url, 0, TEXT_TIMEOUT).await?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|source| down(url, source))? {
             if body.len() + chunk.len() > limit {
@@ -151,7 +156,8 @@ impl Downloader {
         if *written == file.size {
             return Ok(());
         }
-        let mut response = self.get(&file.url, *written).await?;
+        let patience = IDLE_TIMEOUT + Duration::from_secs(file.size / LEAST_SPEED);
+        let mut response = self.get(&file.url, *written, patience).await?;
         let resumed = *written > 0 && response.status() == StatusCode::PARTIAL_CONTENT;
         let mut options = tokio::fs::OpenOptions::new();
         options.create(true).append(resumed).write(true).truncate(!resumed);
@@ -186,8 +192,8 @@ impl Downloader {
         }
     }
 
-    async fn get(&self, url: &str, from: u64) -> Result<Response, Error> {
-        let mut request = self.client.get(url);
+    async fn get(&self, url: &str, from: u64, timeout: Duration) -> Result<Response, Error> {
+        let mut request = self.client.get(url).timeout(timeout);
         if from > 0 {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }

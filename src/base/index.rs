@@ -5,10 +5,9 @@
 //! daemon keeps nothing of it in memory.
 
 use std::{
-    cmp::Ordering,
-    collections::HashMap,
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write},
+    ops::Range,
     os::unix::fs::FileExt,
     path::Path,
 };
@@ -92,9 +91,13 @@ impl PackageIndex {
 }
 
 /// Collects stanzas; the newest version of a name wins.
+///
+/// All lines are in one buffer, so that what the making takes is a few large allocations, which go back to the system.
 #[derive(Default)]
 pub(super) struct IndexBuilder {
-    lines: HashMap<String, (String, String)>,
+    text: String,
+    /// Where in the text each line is.
+    lines: Vec<Range<usize>>,
 }
 
 impl IndexBuilder {
@@ -107,7 +110,8 @@ impl IndexBuilder {
             let more = reader.read_line(&mut line)? != 0;
             let text = line.trim_end_matches('\n');
             if text.is_empty() {
-                self.add_stanza(std::mem::take(&mut stanza), archive);
+                self.add_stanza(&stanza, archive);
+                stanza.clear();
             } else if let Some((name, value)) = text.split_once(": ") {
                 stanza.set(name, value);
             }
@@ -117,47 +121,68 @@ impl IndexBuilder {
         }
     }
 
-    fn add_stanza(&mut self, stanza: Stanza, archive: Archive) {
-        if stanza.name.is_empty() || stanza.sha256.is_empty() || stanza.size.is_empty() {
-            return;
-        }
-        if let Some((known, _)) = self.lines.get(&stanza.name)
-            && version::compare(&stanza.version, known) != Ordering::Greater
-        {
-            return;
-        }
+    fn add_stanza(&mut self, stanza: &Stanza, archive: Archive) {
         let Stanza { name, version, architecture, filename, size, sha256, depends, provides } = stanza;
+        if name.is_empty() || sha256.is_empty() || size.is_empty() {
+            return;
+        }
         let archive = if archive == Archive::Security { "s" } else { "d" };
-        let line = [&*version, &architecture, archive, &filename, &size, &sha256, &depends, &provides].join("\t");
-        self.lines.insert(name, (version, line));
+        self.add_line(&[name, version, architecture, archive, filename, size, sha256, depends, provides]);
+    }
+
+    fn add_line(&mut self, fields: &[&str]) {
+        let start = self.text.len();
+        for (number, field) in fields.iter().enumerate() {
+            if number > 0 {
+                self.text.push('\t');
+            }
+            self.text.push_str(field);
+        }
+        self.lines.push(start..self.text.len());
+    }
+
+    /// Leaves only the newest version of each name, then adds what these provide.
+    fn finish(&mut self) -> usize {
+        let text = &self.text;
+        let fields = |line: &Range<usize>| {
+            let mut fields = text[line.clone()].split('\t');
+            (fields.next().unwrap_or(""), fields.next().unwrap_or(""))
+        };
+        self.lines.sort_by(|a, b| {
+            let ((a, a_version), (b, b_version)) = (fields(a), fields(b));
+            a.cmp(b).then_with(|| version::compare(b_version, a_version))
+        });
+        self.lines.dedup_by(|later, first| fields(later).0 == fields(first).0);
+        let packages = self.lines.len();
+        for number in 0..packages {
+            let line = self.text[self.lines[number].clone()].to_owned();
+            let (name, provides) = (line.split('\t').next().unwrap_or(""), line.rsplit('\t').next().unwrap_or(""));
+            for (virtual_name, version) in provided(provides) {
+                self.add_line(&[virtual_name, PROVIDER, name, version.unwrap_or("")]);
+            }
+        }
+        let text = &self.text;
+        let key = |line: &Range<usize>| text[line.clone()].split_once('\t').unwrap_or_default();
+        self.lines.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
+        packages
     }
 
     /// Writes the index and returns how many packages it has. The file is durable when this returns.
-    pub(super) fn write(self, path: &Path) -> io::Result<usize> {
-        let packages = self.lines.len();
-        let mut lines: Vec<(String, String)> = Vec::with_capacity(packages * 5 / 4);
-        for (name, (version, line)) in self.lines {
-            let provides = line.rsplit('\t').next().unwrap_or("");
-            for (virtual_name, provided_version) in provided(provides) {
-                let version = provided_version.map_or(String::new(), str::to_owned);
-                lines.push((virtual_name.to_owned(), format!("\u{7f}\t{name}\t{version}")));
-            }
-            let _ = version;
-            lines.push((name, line));
-        }
-        lines.sort_unstable();
+    pub(super) fn write(mut self, path: &Path) -> io::Result<usize> {
+        let packages = self.finish();
         let mut file = BufWriter::new(File::create(path)?);
         let (mut position, mut table, mut block) = (0, Vec::new(), None::<u64>);
         let mut previous = "";
-        for (name, line) in &lines {
+        for line in self.lines.iter().map(|line| &self.text[line.clone()]) {
+            let name = line.split('\t').next().unwrap_or("");
             let full = block.is_none_or(|start| position - start >= BLOCK_BYTES);
             if full && previous != name {
                 block = Some(position);
                 writeln!(table, "{position}\t{name}")?;
             }
             previous = name;
-            writeln!(file, "{name}\t{line}")?;
-            position += (name.len() + line.len() + 2) as u64;
+            writeln!(file, "{line}")?;
+            position += line.len() as u64 + 1;
         }
         file.write_all(&table)?;
         file.write_all(MAGIC)?;
@@ -166,6 +191,9 @@ impl IndexBuilder {
         Ok(packages)
     }
 }
+
+/// Stands where a package has its version, and sorts after all versions.
+const PROVIDER: &str = "\u{7f}";
 
 /// The fields of a stanza that resolving needs.
 #[derive(Default)]
@@ -182,18 +210,28 @@ struct Stanza {
 
 impl Stanza {
     fn set(&mut self, field: &str, value: &str) {
-        let value = value.replace('\t', " ");
-        match field {
-            "Package" => self.name = value,
-            "Version" => self.version = value,
-            "Architecture" => self.architecture = value,
-            "Filename" => self.filename = value,
-            "Size" => self.size = value,
-            "SHA256" => self.sha256 = value,
-            "Provides" => self.provides = value,
-            "Depends" | "Pre-Depends" if self.depends.is_empty() => self.depends = value,
-            "Depends" | "Pre-Depends" => self.depends = format!("{}, {value}", self.depends),
-            _ => {}
+        let place = match field {
+            "Package" => &mut self.name,
+            "Version" => &mut self.version,
+            "Architecture" => &mut self.architecture,
+            "Filename" => &mut self.filename,
+            "Size" => &mut self.size,
+            "SHA256" => &mut self.sha256,
+            "Provides" => &mut self.provides,
+            "Depends" | "Pre-Depends" => &mut self.depends,
+            _ => return,
+        };
+        if !place.is_empty() {
+            place.push_str(", ");
+        }
+        // A tab would end the field in our file.
+        place.extend(value.chars().map(|c| if c == '\t' { ' ' } else { c }));
+    }
+
+    fn clear(&mut self) {
+        let Self { name, version, architecture, filename, size, sha256, depends, provides } = self;
+        for field in [name, version, architecture, filename, size, sha256, depends, provides] {
+            field.clear();
         }
     }
 }
@@ -202,7 +240,7 @@ fn parse_line(line: &str) -> Option<Found> {
     let mut fields = line.split('\t');
     let mut next = || fields.next();
     let (name, version) = (next()?, next()?);
-    if version == "\u{7f}" {
+    if version == PROVIDER {
         let (name, version) = (next()?.to_owned(), next().filter(|version| !version.is_empty()));
         return Some(Found::Provider { name, version: version.map(str::to_owned) });
     }

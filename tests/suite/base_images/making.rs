@@ -31,7 +31,7 @@ fn unpacked(room: &Room, layer: &Digest) -> BTreeMap<String, (u32, u64, String)>
 
 fn app() -> Vec<Deb> {
     let mut compiler = Deb::new("compiler", "2").needs("libc6, linker (>= 1)");
-    compiler.postinst = "update-alternatives --install /usr/bin/cc cc /usr/bin/compiler 10\n".to_owned();
+    compiler.postinst = "update-alternatives --install /lib/cpp cpp /bin/compiler 10\n".to_owned();
     vec![
         Deb::new("python3", "3.13").needs("libc6 (>= 1), debconf | debconf-2.0"),
         Deb::new("linker", "1").with("usr/lib/x86_64-linux-gnu/libld.so.1", 0o644, "\x7fELF"),
@@ -93,7 +93,8 @@ async fn layers_hold_what_packages_ship_and_what_their_scripts_would_have_made()
     assert!(base["var/lib/dpkg/status.d/bash"].2.starts_with("Package: bash\n"));
 
     assert!(python.contains_key("usr/bin/python3") && !python.contains_key("usr/bin/bash"));
-    assert_eq!(build["usr/bin/cc"].2, "/usr/bin/compiler");
+    assert_eq!(build["usr/lib/cpp"].2, "/bin/compiler");
+    assert!(!build.contains_key("lib/"), "it would hide the link that the base has there");
     let cache = |layer: &BTreeMap<String, (u32, u64, String)>| layer["etc/ld.so.cache"].2.clone();
     assert!(!cache(&python).contains("/lib/x86_64-linux-gnu/libld.so.1"));
     assert!(

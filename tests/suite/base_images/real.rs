@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use epiniod::base::{BUILD_TOOLS, Error, Mirrors, Options, Progress};
+use epiniod::{
+    base::{BUILD_TOOLS, Error, Mirrors, Options},
+    oci::Descriptor,
+};
 
 use super::Room;
 
@@ -39,20 +42,16 @@ async fn a_base_of_debian_packages_runs_python() {
     assert_eq!(room.ensure(&[], &["python3-pip", "python3", "python3-venv"]).await.unwrap(), pair);
     assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
 
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("NOT TESTED: chroot needs root");
+    // Other stores, the same packages: the same bytes.
+    let again = tempfile::tempdir().unwrap();
+    let other = Room::new(again.path(), Options::new(folder.path(), Mirrors::default()));
+    assert_eq!(other.ensure(&[], &["python3", "python3-venv", "python3-pip"]).await.unwrap(), pair);
+
+    if !is_root() {
         return;
     }
     let root = folder.path().join("root");
-    for layer in &run.layers {
-        let file = File::open(room.blobs.path(&layer.digest)).unwrap();
-        let mut archive = tar::Archive::new(zstd::Decoder::new(file).unwrap());
-        archive.set_preserve_permissions(true);
-        archive.unpack(&root).unwrap();
-    }
-    // Python opens it to start other programs; a plain file is enough.
-    std::fs::write(root.join("dev/null"), "").unwrap();
-    std::fs::set_permissions(root.join("dev/null"), Permissions::from_mode(0o666)).unwrap();
+    unpack(&room, &run.layers, &root);
     let script = "import ssl, ctypes.util, getpass, pwd, subprocess\n\
         print(len(ssl.create_default_context().get_ca_certs()) > 100, ctypes.util.find_library('z'), \
         pwd.getpwuid(1000).pw_name, subprocess.check_output(['awk', 'BEGIN { print 6 * 7 }'], text=True).strip())";
@@ -81,25 +80,49 @@ fn run_in(root: &Path, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_buildpacks_ask_for_is_there() {
+async fn what_the_buildpacks_ask_for_is_there_and_runs() {
     let folder = tempfile::tempdir().unwrap();
     let Some(room) = room(folder.path()).await else { return };
-    for (build, run) in [(&[][..], &["nodejs"][..]), (&[], &["nginx"]), (&[BUILD_TOOLS], &["nodejs"])] {
-        let started = Instant::now();
+    let node = "require('https'); console.log(process.versions.node.split('.')[0], 'ß'.localeCompare('t', 'de'))";
+    let compile = "cd /tmp && printf '#include <openssl/ssl.h>\nint main() { return SSL_library_init() - 1; }' > a.c \
+        && cc a.c -lssl -lcrypto -o a && ./a && git --version && echo built";
+    let nginx = "echo 'pid /tmp/n; events {} http { access_log off; }' > /tmp/c && nginx -t -e stderr -c /tmp/c 2>&1";
+    for (build, run, command, said) in [
+        (&[][..], &["nodejs"][..], &["node", "-e", node][..], "20 -1\n"),
+        (&[], &["nginx"], &["sh", "-c", nginx], "test is successful"),
+        (&[BUILD_TOOLS], &["nodejs"], &["sh", "-c", compile], "built\n"),
+    ] {
         room.notes.lock().unwrap().clear();
         let pair = room.ensure(build, run).await.unwrap();
-        let downloaded = room.notes.lock().unwrap().iter().rev().find_map(|progress| match progress {
-            Progress::Download { done, total } => Some(format!("{done} of {total}")),
-            Progress::Note(_) => None,
-        });
-        let layers: Vec<u64> = room.manifest(&pair.build.digest).layers.iter().map(|layer| layer.size).collect();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        eprintln!(
-            "{:?}",
-            status.lines().filter(|l| l.starts_with("VmRSS") || l.starts_with("VmHWM")).collect::<Vec<_>>()
-        );
-        eprintln!("{build:?} {run:?}: {:?}, downloaded {downloaded:?}, layers {layers:?}", started.elapsed());
         assert_eq!(room.manifest(&pair.run.digest).layers.len(), 2);
+        let layers = room.manifest(&pair.build.digest).layers;
         assert_eq!(layers.len(), if build.is_empty() { 2 } else { 3 });
+        if is_root() {
+            let root = folder.path().join(run[0]).join(build.len().to_string());
+            unpack(&room, &layers, &root);
+            let output = run_in(&root, command);
+            assert!(output.contains(said), "{command:?}: {output}");
+        }
     }
+}
+
+fn is_root() -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        eprintln!("NOT TESTED: chroot needs root");
+    }
+    is_root
+}
+
+fn unpack(room: &Room, layers: &[Descriptor], root: &Path) {
+    for layer in layers {
+        let file = File::open(room.blobs.path(&layer.digest)).unwrap();
+        let mut archive = tar::Archive::new(zstd::Decoder::new(file).unwrap());
+        archive.set_preserve_permissions(true);
+        archive.set_overwrite(true);
+        archive.unpack(root).unwrap();
+    }
+    // Opened by whoever starts other programs; a plain file is enough.
+    std::fs::write(root.join("dev/null"), "").unwrap();
+    std::fs::set_permissions(root.join("dev/null"), Permissions::from_mode(0o666)).unwrap();
 }
