@@ -3,6 +3,11 @@
 //! Most tests have a mirror of their own, signed with a key of their own. The ones in `real` read
 //! from the mirrors of the host's apt sources, as the daemon does; where there are none they say so.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy's own exception is for functions marked as tests, not for what they call"
+)]
+
 mod making;
 mod memory;
 mod mirror;

@@ -171,11 +171,11 @@ async fn a_broken_download_goes_on_where_it_stopped() {
     let resumed = requests.iter().find_map(|request| request.split_once("python3_3.deb bytes="));
     assert!(resumed.is_some_and(|(_, from)| from != "0-"), "{requests:?}");
     let notes = room.notes.lock().unwrap();
-    let downloads = notes.iter().filter_map(|progress| match progress {
+    let mut downloads = notes.iter().filter_map(|progress| match progress {
         Progress::Download { done, total } => Some((*done, *total)),
         Progress::Note(_) => None,
     });
-    let (done, total) = downloads.last().unwrap();
+    let (done, total) = downloads.next_back().unwrap();
     assert_eq!(done, total);
 }
 

@@ -81,7 +81,7 @@ impl Deb {
         let members = [("debian-binary", b"2.0\n".to_vec()), ("control.tar.gz", control_tar), ("data.tar.xz", data)];
         let mut deb = b"!<arch>\n".to_vec();
         for (name, content) in members {
-            write!(deb, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, "100644", content.len()).unwrap();
+            writeln!(deb, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`", 0, 0, 0, "100644", content.len()).unwrap();
             deb.extend_from_slice(&content);
             deb.extend_from_slice(&b"\n"[..content.len() % 2]);
         }
