@@ -221,6 +221,12 @@ impl Bases {
         }
     }
 
+    /// The blobs that only this room refers to: a garbage collection keeps them, next to what the registry has.
+    pub async fn references(&self) -> Result<Vec<Digest>, Error> {
+        let records = self.objects.list::<BaseRecord>(None).await?;
+        Ok(records.into_iter().map(|stored| stored.value.lock).collect())
+    }
+
     /// The pair that was made for this request on the index that is current, without touching the network.
     async fn find_current(&self, request: &Request) -> Result<Option<BasePair>, Error> {
         let Some(state) = self.fresh_state().await? else { return Ok(None) };

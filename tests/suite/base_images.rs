@@ -9,42 +9,48 @@
 )]
 
 mod making;
-mod memory;
 mod mirror;
 mod real;
 mod refusals;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
 use epiniod::{
-    base::{BasePair, Bases, Error, Options, Progress},
-    model::Digest,
-    oci::{ConfigFile, Manifest},
-    store::Objects,
+    base::{BasePair, Bases, Error, Options, Progress, Publish, REPOSITORY},
+    blob::{Blobs as _, DiskBlobs},
+    model::{Digest, ImageName},
+    oci::{ConfigFile, Manifest, registry::Registry},
+    store::{DiskStore, Objects},
 };
-use memory::{FolderBlobs, MapStore, Published};
 
 /// Bases with stores of their own.
 struct Room {
     bases: Bases,
-    blobs: Arc<FolderBlobs>,
-    published: Arc<Published>,
+    folder: PathBuf,
+    blobs: Arc<DiskBlobs>,
+    objects: Objects,
+    registry: Registry,
     notes: Mutex<Vec<Progress>>,
 }
 
 impl Room {
     fn new(folder: &Path, options: Options) -> Self {
-        Self::with_store(folder, options, Arc::new(MapStore::default()))
+        let blobs = DiskBlobs::open(&folder.join("blobs")).unwrap();
+        let objects = Objects::new(DiskStore::open(&folder.join("store")).unwrap());
+        let registry = Registry::new(objects.clone(), blobs.clone());
+        let publish = Arc::new(Published(registry.clone()));
+        let bases = Bases::new(options, blobs.clone(), objects.clone(), publish);
+        Self { bases, folder: folder.to_owned(), blobs, objects, registry, notes: Mutex::default() }
     }
 
-    fn with_store(folder: &Path, options: Options, store: Arc<MapStore>) -> Self {
-        let blobs = Arc::new(FolderBlobs::new(folder.join("blobs")));
-        let published = Arc::new(Published::default());
-        let bases = Bases::new(options, blobs.clone(), Objects::new(store), published.clone());
-        Self { bases, blobs, published, notes: Mutex::default() }
+    /// As a restarted daemon: all that stays is on disk.
+    fn forget(&mut self, options: Options) {
+        let publish = Arc::new(Published(self.registry.clone()));
+        self.bases = Bases::new(options, self.blobs.clone(), self.objects.clone(), publish);
     }
 
     async fn ensure(&self, build: &[&str], run: &[&str]) -> Result<BasePair, Error> {
@@ -53,15 +59,42 @@ impl Room {
         self.bases.ensure(&owned(build), &owned(run), &hear).await
     }
 
-    fn json<T: serde::de::DeserializeOwned>(&self, digest: &Digest) -> T {
-        serde_json::from_slice(&std::fs::read(self.blobs.path(digest)).unwrap()).unwrap()
+    /// As the registry has it.
+    async fn manifest(&self, image: &ImageName) -> Manifest {
+        self.registry.image(image).await.unwrap().expect("a published image").manifest
     }
 
-    fn manifest(&self, digest: &Digest) -> Manifest {
-        self.json(digest)
+    async fn config(&self, image: &ImageName) -> ConfigFile {
+        self.registry.image(image).await.unwrap().expect("a published image").config
     }
 
-    fn config(&self, digest: &Digest) -> ConfigFile {
-        self.json(&self.manifest(digest).config.digest)
+    fn blob(&self, digest: &Digest) -> std::fs::File {
+        std::fs::File::open(self.blobs.local_path(digest).expect("a blob on this machine")).unwrap()
+    }
+
+    /// All files of the blob store, unfinished ones included.
+    fn blob_files(&self) -> Vec<PathBuf> {
+        let (mut folders, mut files) = (vec![self.folder.join("blobs")], Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { folders.push(path) } else { files.push(path) }
+            }
+        }
+        files
+    }
+
+    async fn assert_nothing_made(&self) {
+        assert_eq!(self.blob_files(), Vec::<PathBuf>::new());
+        assert_eq!(self.registry.tags(REPOSITORY).await.unwrap(), [""; 0]);
+    }
+}
+
+struct Published(Registry);
+
+#[async_trait]
+impl Publish for Published {
+    async fn publish(&self, repository: &str, tag: &str, manifest: Digest) -> Result<(), String> {
+        self.0.publish(repository, tag, manifest).await.map_err(|error| error.to_string())
     }
 }

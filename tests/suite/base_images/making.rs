@@ -1,18 +1,20 @@
 //! What is made, with a mirror of the test's own.
 
-use std::{collections::BTreeMap, io::Read as _, sync::Arc};
+use std::{collections::BTreeMap, io::Read as _};
 
-use epiniod::{base::Progress, model::Digest};
+use epiniod::{
+    base::{Progress, REPOSITORY},
+    model::Digest,
+};
 
 use super::{
     Room,
-    memory::MapStore,
     mirror::{Deb, Fault, Mirror, Releases},
 };
 
 /// Mode, owner and content (or link target) of each path.
 fn unpacked(room: &Room, layer: &Digest) -> BTreeMap<String, (u32, u64, String)> {
-    let file = std::fs::File::open(room.blobs.path(layer)).unwrap();
+    let file = room.blob(layer);
     let mut archive = tar::Archive::new(zstd::Decoder::new(file).unwrap());
     let entries = archive.entries().unwrap().map(|entry| {
         let mut entry = entry.unwrap();
@@ -55,17 +57,19 @@ async fn run_and_build_base_share_their_layers() {
     let mirror = Mirror::start(&app()).await;
     let room = Room::new(folder.path(), mirror.options(folder.path()));
     let pair = room.ensure(&["compiler"], &["python3"]).await.unwrap();
-    let (run, build) = (room.manifest(&pair.run.digest), room.manifest(&pair.build.digest));
+    let (run, build) = (room.manifest(&pair.run).await, room.manifest(&pair.build).await);
     assert_eq!((run.layers.len(), build.layers.len()), (2, 3));
     assert_eq!(run.layers, build.layers[..2]);
-    let published = room.published.0.lock().unwrap().clone();
-    let tags: Vec<_> = published
-        .iter()
-        .map(|(repository, tag, digest)| (&**repository, tag.split('-').next().unwrap(), *digest))
-        .collect();
-    assert_eq!(tags, [("epiniod/base", "run", pair.run.digest), ("epiniod/base", "build", pair.build.digest)]);
+    let tags = room.registry.tags(REPOSITORY).await.unwrap();
+    assert!(matches!(&tags[..], [build, run] if build.starts_with("build-") && run.starts_with("run-")), "{tags:?}");
 
-    let (run, build) = (room.config(&pair.run.digest), room.config(&pair.build.digest));
+    let lock: serde_json::Value =
+        serde_json::from_reader(room.blob(&room.bases.references().await.unwrap()[0])).unwrap();
+    assert_eq!(lock["layers"][1]["packages"][0]["name"], "python3");
+    assert_eq!(lock["layers"][1]["packages"][0]["version"], "3.13");
+    assert!(lock["suites"]["trixie-security"].is_string());
+
+    let (run, build) = (room.config(&pair.run).await, room.config(&pair.build).await);
     assert_eq!(run.config.user.as_deref(), Some("1000:1000"));
     assert_eq!(run.config.labels.unwrap()["io.buildpacks.base.distro.version"], "13");
     assert!(build.config.env.unwrap().contains(&"CNB_USER_ID=1000".to_owned()));
@@ -79,7 +83,7 @@ async fn layers_hold_what_packages_ship_and_what_their_scripts_would_have_made()
     let mirror = Mirror::start(&app()).await;
     let room = Room::new(folder.path(), mirror.options(folder.path()));
     let pair = room.ensure(&["compiler"], &["python3"]).await.unwrap();
-    let layers = room.manifest(&pair.build.digest).layers;
+    let layers = room.manifest(&pair.build).await.layers;
     let [base, python, build] = [0, 1, 2].map(|number| unpacked(&room, &layers[number].digest));
     assert_eq!(base["usr/bin/bash"], (0o755, 0, "bash 1".to_owned()), "the set-user-id bit is cleared");
     assert_eq!(base["bin"].2, "usr/bin");
@@ -119,8 +123,7 @@ async fn equal_packages_give_equal_images() {
 async fn what_is_there_is_found_without_a_mirror() {
     let folder = tempfile::tempdir().unwrap();
     let mirror = Mirror::start(&app()).await;
-    let store = Arc::new(MapStore::default());
-    let room = Room::with_store(folder.path(), mirror.options(folder.path()), store.clone());
+    let mut room = Room::new(folder.path(), mirror.options(folder.path()));
     let (first, second) = tokio::join!(room.ensure(&[], &["python3"]), room.ensure(&[], &["python3"]));
     let pair = first.unwrap();
     assert_eq!(second.unwrap(), pair);
@@ -131,11 +134,11 @@ async fn what_is_there_is_found_without_a_mirror() {
     assert_eq!(requests.len(), asked, "nothing is fetched twice");
 
     // Another set only fetches what is new, and the daemon may have been restarted in between.
-    let room = Room::with_store(folder.path(), mirror.options(folder.path()), store.clone());
+    room.forget(mirror.options(folder.path()));
     assert_eq!(room.ensure(&[], &["python3"]).await.unwrap(), pair);
     assert_eq!(mirror.requests(), [""; 0]);
     let other = room.ensure(&["compiler"], &["python3"]).await.unwrap();
-    assert_eq!(room.manifest(&other.build.digest).layers[..2], room.manifest(&pair.run.digest).layers);
+    assert_eq!(room.manifest(&other.build).await.layers[..2], room.manifest(&pair.run).await.layers);
     let packages: Vec<String> = mirror.requests().into_iter().filter(|path| path.ends_with(".deb")).collect();
     assert_eq!(packages.len(), 2, "{packages:?}");
 }
@@ -154,8 +157,8 @@ async fn a_newer_package_makes_a_newer_base() {
     mirror.release(&packages, &Releases::default());
     let new = room.ensure(&[], &["python3"]).await.unwrap();
     assert_ne!(new, old);
-    let layers = |digest| room.manifest(digest).layers;
-    assert_eq!(layers(&new.run.digest)[0], layers(&old.run.digest)[0], "the run set is the same");
+    let (new, old) = (room.manifest(&new.run).await, room.manifest(&old.run).await);
+    assert_eq!(new.layers[0], old.layers[0], "the run set is the same");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,7 +207,6 @@ async fn a_making_that_is_given_up_leaves_no_half_layer() {
         _ = told => {}
         made = room.bases.ensure(&[], &names, &hear) => panic!("{made:?}"),
     }
-    assert!(room.blobs.names().iter().all(|name| !name.ends_with(".part")), "{:?}", room.blobs.names());
-    assert!(room.published.0.lock().unwrap().is_empty());
+    room.assert_nothing_made().await;
     room.ensure(&[], &["python3"]).await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! With Debian's own packages.
 
 use std::{
-    fs::{File, Permissions},
+    fs::Permissions,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Command,
@@ -33,10 +33,10 @@ async fn a_base_of_debian_packages_runs_python() {
     let folder = tempfile::tempdir().unwrap();
     let Some(room) = room(folder.path()).await else { return };
     let pair = room.ensure(&[], &["python3", "python3-venv", "python3-pip"]).await.unwrap();
-    let run = room.manifest(&pair.run.digest);
+    let run = room.manifest(&pair.run).await;
     assert_eq!(run.layers.len(), 2);
     assert!(run.layers[0].size < 25_000_000, "the run layer has {} bytes", run.layers[0].size);
-    assert_eq!(room.manifest(&pair.build.digest).layers, run.layers, "nothing was asked for the build alone");
+    assert_eq!(room.manifest(&pair.build).await.layers, run.layers, "nothing was asked for the build alone");
 
     let started = Instant::now();
     assert_eq!(room.ensure(&[], &["python3-pip", "python3", "python3-venv"]).await.unwrap(), pair);
@@ -94,8 +94,8 @@ async fn what_the_buildpacks_ask_for_is_there_and_runs() {
     ] {
         room.notes.lock().unwrap().clear();
         let pair = room.ensure(build, run).await.unwrap();
-        assert_eq!(room.manifest(&pair.run.digest).layers.len(), 2);
-        let layers = room.manifest(&pair.build.digest).layers;
+        assert_eq!(room.manifest(&pair.run).await.layers.len(), 2);
+        let layers = room.manifest(&pair.build).await.layers;
         assert_eq!(layers.len(), if build.is_empty() { 2 } else { 3 });
         if is_root() {
             let root = folder.path().join(run[0]).join(build.len().to_string());
@@ -116,7 +116,7 @@ fn is_root() -> bool {
 
 fn unpack(room: &Room, layers: &[Descriptor], root: &Path) {
     for layer in layers {
-        let file = File::open(room.blobs.path(&layer.digest)).unwrap();
+        let file = room.blob(&layer.digest);
         let mut archive = tar::Archive::new(zstd::Decoder::new(file).unwrap());
         archive.set_preserve_permissions(true);
         archive.set_overwrite(true);
@@ -125,4 +125,51 @@ fn unpack(room: &Room, layers: &[Descriptor], root: &Path) {
     // Opened by whoever starts other programs; a plain file is enough.
     std::fs::write(root.join("dev/null"), "").unwrap();
     std::fs::set_permissions(root.join("dev/null"), Permissions::from_mode(0o666)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zz_measure() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = Room::new(folder.path(), Options::new(folder.path(), Mirrors::default()));
+    for (build, run) in [
+        (&[][..], &[][..]),
+        (&[], &["python3", "python3-venv", "python3-pip"][..]),
+        (&[], &["nodejs"]),
+        (&[], &["nginx"]),
+        (&[BUILD_TOOLS], &[]),
+        (&[BUILD_TOOLS], &["python3", "python3-venv", "python3-pip"]),
+    ] {
+        room.notes.lock().unwrap().clear();
+        let t = std::time::Instant::now();
+        let pair = room.ensure(build, run).await.unwrap();
+        let cold = t.elapsed();
+        let t = std::time::Instant::now();
+        room.ensure(build, run).await.unwrap();
+        let warm = t.elapsed();
+        let layers: Vec<u64> = room.manifest(&pair.build).await.layers.iter().map(|layer| layer.size).collect();
+        let dl: u64 = {
+            let mut all = 0;
+            let mut last = (0, 0);
+            for p in room.notes.lock().unwrap().iter() {
+                if let epiniod::base::Progress::Download { done, total } = p {
+                    if last.1 != *total {
+                        all += last.1;
+                    }
+                    last = (*done, *total);
+                }
+            }
+            all + last.1
+        };
+        let notes: Vec<String> = room
+            .notes
+            .lock()
+            .unwrap()
+            .iter()
+            .filter_map(|p| match p {
+                epiniod::base::Progress::Note(n) => Some(n.clone()),
+                _ => None,
+            })
+            .collect();
+        println!("{build:?} {run:?}: cold {cold:?} warm {warm:?} layers {layers:?} downloaded {dl} {notes:?}");
+    }
 }
