@@ -3,7 +3,8 @@
 //! An application needs a file system below it: a libc, a shell, CA certificates, an interpreter. Instead
 //! of pulling one from a container registry it is made here, straight from Debian's packages, as a stack of
 //! layers: the *run set* (in every base), the packages that the application asked for, and on the build base
-//! what only the build needs. The build and the run base share all layers but the last.
+//! what only the build needs. The build base has all layers of the run base, and the layer of compilers is the same
+//! for all applications.
 //!
 //! - **Trust.** The InRelease files of three suites (stable, updates, security) have to be signed by a pinned
 //!   archive key; through them every index and every package is verified by its hash. An expired suite, one that is older than
@@ -38,6 +39,7 @@ mod record;
 mod release;
 mod resolve;
 mod sources;
+mod stack;
 mod tree;
 mod version;
 

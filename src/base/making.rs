@@ -9,15 +9,15 @@ use std::{
 
 use super::{
     BasePair, BaseRecord, Bases, Error, Package, Progress, REPOSITORY, Work,
-    assemble::{Facts, Plan},
+    assemble::Plan,
     blocking,
     definition::Definition,
     download::{Download, Downloader},
     image::{self, Role},
     index::PackageIndex,
     mirror::{Look, State},
-    record::{Answer, Lock, LockedLayer, RecordedLayer, Request, layer_key, lock_id},
-    resolve::{Installed, Resolver},
+    record::{Answer, Lock, LockedLayer, RecordedLayer, Request, lock_id},
+    stack::{self, Wanted},
 };
 use crate::{
     model::{Digest, ImageName, Timestamp},
@@ -28,15 +28,6 @@ use crate::{
 pub(super) struct Making<'a> {
     pub bases: &'a Bases,
     pub progress: &'a (dyn Fn(Progress) + Send + Sync),
-}
-
-/// The packages of a layer that may or may not be there.
-struct Wanted {
-    key: Digest,
-    packages: Vec<Package>,
-    /// Only the build base has it.
-    is_build_only: bool,
-    made: Option<LockedLayer>,
 }
 
 impl Making<'_> {
@@ -85,32 +76,16 @@ impl Making<'_> {
         Ok(checked.state)
     }
 
-    /// The layers of the request, lowest first: run set, requested for run, requested for build. Empty ones are left out.
     async fn resolve(&self, request: &Request, state: &State) -> Result<Vec<Wanted>, Error> {
-        let path = self.bases.options.index_path(&state.snapshot);
-        let request = request.clone();
+        let (options, request) = (self.bases.options.clone(), request.clone());
+        let path = options.index_path(&state.snapshot);
         let resolve = move || {
             let opened = PackageIndex::open(&path);
             let index = opened.map_err(|source| Error::Io { doing: "opening the package index".to_owned(), source })?;
-            let definition = Definition::embedded();
-            let resolver = Resolver { index: &index, drop: &definition.dependencies.drop };
-            let mut installed = Installed::default();
-            let run_set = definition.run.packages.iter().cloned().collect();
-            let names = [&run_set, &request.run, &request.build];
-            names.into_iter().map(|names| resolver.install(names, &mut installed)).collect()
+            stack::resolve(&index, &request, &options)
         };
         let panicked = |panic| Err(Error::Assembly { source: std::io::Error::other(panic) });
-        let resolved: Vec<Vec<Package>> = tokio::task::spawn_blocking(resolve).await.unwrap_or_else(panicked)?;
-        let options = &self.bases.options;
-        let (mut layers, mut below) = (Vec::new(), None);
-        for (packages, is_build_only) in resolved.into_iter().zip([false, false, true]) {
-            if !packages.is_empty() {
-                let key = layer_key(&options.architecture, options.compression, below, &packages);
-                below = Some(key);
-                layers.push(Wanted { key, packages, is_build_only, made: None });
-            }
-        }
-        Ok(layers)
+        tokio::task::spawn_blocking(resolve).await.unwrap_or_else(panicked)
     }
 
     /// The pair with exactly these layers, when it is there: then it is the answer to this request too.
@@ -174,9 +149,8 @@ impl Making<'_> {
 
     async fn assemble(&self, layers: Vec<Wanted>) -> Result<Vec<(LockedLayer, bool)>, Error> {
         let options = &self.bases.options;
-        let mut made = Vec::new();
-        let mut below: Option<Facts> = None;
-        for Wanted { key, packages, is_build_only, made: known } in layers {
+        let mut made: Vec<(LockedLayer, bool)> = Vec::new();
+        for Wanted { key, packages, is_build_only, below, made: known } in layers {
             let layer = match known {
                 Some(layer) => layer,
                 None => {
@@ -185,15 +159,16 @@ impl Making<'_> {
                         packages: packages.iter().map(file).collect(),
                         architecture: options.architecture.clone(),
                         compression: options.compression,
-                        below: below.clone(),
+                        below: stack::facts_of(below.iter().map(|number| &made[*number].0.facts)),
                     };
                     let (layer, facts) = image::write_layer(&self.bases.blobs, plan).await?;
-                    let (count, size) = (packages.len(), megabytes(layer.blob.size));
-                    (self.progress)(Progress::Note(format!("made a layer of {count} packages, {size} compressed")));
+                    if !packages.is_empty() {
+                        let (count, size) = (packages.len(), megabytes(layer.blob.size));
+                        (self.progress)(Progress::Note(format!("made a layer of {count} packages, {size} compressed")));
+                    }
                     LockedLayer { key, layer, packages, facts }
                 }
             };
-            below = Some(layer.facts.clone());
             made.push((layer, is_build_only));
         }
         Ok(made)

@@ -11,16 +11,26 @@ use crate::{
     store::{Key, Kind, Resource},
 };
 
-/// A set of packages that was asked for: sorted names, aliases resolved.
+/// A set of packages that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub(super) struct Request {
     pub run: BTreeSet<String>,
     pub build: BTreeSet<String>,
+    /// The named sets that the build asked for.
+    pub sets: BTreeSet<String>,
 }
 
 impl Request {
     pub(super) fn new(build: &[String], run: &[String]) -> Result<Self, Error> {
-        Ok(Self { run: names(run)?, build: names(build)? })
+        let aliases = &Definition::embedded().aliases;
+        let mut run = names(run)?;
+        let sets_of_run: Vec<String> = run.iter().filter(|name| aliases.contains_key(*name)).cloned().collect();
+        for set in sets_of_run {
+            run.remove(&set);
+            run.extend(aliases[&set].iter().cloned());
+        }
+        let (sets, build) = names(build)?.into_iter().partition(|name| aliases.contains_key(name));
+        Ok(Self { run, build, sets })
     }
 
     /// Names the request in records.
@@ -31,19 +41,12 @@ impl Request {
 
 /// Debian policy §5.6.1: lower case letters, digits, `+`, `-` and `.`, at least two.
 fn names(asked: &[String]) -> Result<BTreeSet<String>, Error> {
-    let aliases = &Definition::embedded().aliases;
-    let mut names = BTreeSet::new();
-    for name in asked {
-        let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"+-.".contains(&c);
-        match aliases.get(name) {
-            Some(set) => names.extend(set.iter().cloned()),
-            None if (2..=128).contains(&name.len()) && name.bytes().all(allowed) => {
-                names.insert(name.clone());
-            }
-            None => return Err(Error::BadPackageName(name.chars().take(80).collect())),
-        }
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"+-.".contains(&c);
+    let is_name = |name: &String| (2..=128).contains(&name.len()) && name.bytes().all(allowed);
+    match asked.iter().find(|name| !is_name(name)) {
+        Some(name) => Err(Error::BadPackageName(name.chars().take(80).collect())),
+        None => Ok(asked.iter().cloned().collect()),
     }
-    Ok(names)
 }
 
 /// Exactly what a base is made of. The same lock gives the same bytes.
@@ -62,7 +65,7 @@ pub(super) struct LockedLayer {
     pub key: Digest,
     pub layer: Layer,
     pub packages: Vec<Package>,
-    /// Of the stack up to this layer.
+    /// Of this layer with those that it was made on.
     pub facts: Facts,
 }
 
@@ -70,7 +73,7 @@ pub(super) struct LockedLayer {
 pub(super) fn layer_key(
     architecture: &str,
     compression: Compression,
-    below: Option<Digest>,
+    below: &[Digest],
     packages: &[Package],
 ) -> Digest {
     let hashes: Vec<Digest> = packages.iter().map(|package| package.sha256).collect();
@@ -143,7 +146,9 @@ mod tests {
         };
         let tools = request(&["build-tools", "g++"], &["python3", "nginx", "python3"]).unwrap();
         assert_eq!(tools.run.iter().collect::<Vec<_>>(), ["nginx", "python3"]);
-        assert!(tools.build.contains("gcc") && tools.build.contains("git") && !tools.build.contains("build-tools"));
+        assert!(tools.sets.contains("build-tools") && tools.build.contains("g++") && tools.build.len() == 1);
+        let run = request(&[], &["build-tools"]).unwrap().run;
+        assert!(run.contains("gcc") && run.contains("git") && !run.contains("build-tools"));
         assert_ne!(tools.id(), request(&["build-tools"], &["python3"]).unwrap().id());
         for bad in ["", "x", "Python3", "a b", "../x", "a=1"] {
             assert!(matches!(request(&[], &[bad]), Err(Error::BadPackageName(_))), "{bad}");

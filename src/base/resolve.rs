@@ -27,6 +27,14 @@ impl Installed {
         self.packages.insert(package.name.clone(), package);
     }
 
+    /// Adds what is installed elsewhere, from the same index.
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.packages.extend(other.packages);
+        for (name, versions) in other.provided {
+            self.provided.entry(name).or_default().extend(versions);
+        }
+    }
+
     fn satisfies(&self, wanted: &Alternative<'_>) -> bool {
         let allows = |version: &str| wanted.constraint.is_none_or(|constraint| constraint.allows(version));
         if self.packages.get(wanted.name).is_some_and(|package| allows(&package.version)) {
