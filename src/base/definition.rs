@@ -61,7 +61,7 @@ impl Definition {
 }
 
 impl Strip {
-    /// Whether layers leave this path out. Copyright files and links between documentation folders stay.
+    /// Whether layers leave this path out. Copyright files, notices that licences want to be passed on, and links between documentation folders stay.
     pub(super) fn leaves_out(&self, path: &str, is_link: bool) -> bool {
         let below =
             |folder: &String| path.strip_prefix(folder.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/'));
@@ -71,7 +71,7 @@ impl Strip {
         let Some(doc) = path.strip_prefix("usr/share/doc/") else { return true };
         match doc.split_once('/') {
             None => !is_link,
-            Some((_, file)) => file != "copyright",
+            Some((_, file)) => file != "copyright" && !file.starts_with("NOTICE"),
         }
     }
 }
@@ -85,6 +85,7 @@ mod tests {
         let strip = &Definition::embedded().strip;
         for (path, is_link, out) in [
             ("usr/share/doc/bash/copyright", false, false),
+            ("usr/share/doc/nodejs/NOTICE.gz", false, false),
             ("usr/share/doc/libstdc++6", true, false),
             ("usr/share/doc/bash", false, true),
             ("usr/share/doc/bash/README.gz", false, true),

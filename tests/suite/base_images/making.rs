@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, io::Read as _};
 
 use epiniod::{
-    base::{Progress, REPOSITORY},
+    base::{BUILD_TOOLS, Progress, REPOSITORY},
     model::Digest,
 };
 
 use super::{
     Room,
-    mirror::{Deb, Fault, Mirror, Releases},
+    mirror::{self, Deb, Fault, Mirror, Releases},
 };
 
 /// Mode, owner and content (or link target) of each path.
@@ -141,6 +141,32 @@ async fn what_is_there_is_found_without_a_mirror() {
     assert_eq!(room.manifest(&other.build).await.layers[..2], room.manifest(&pair.run).await.layers);
     let packages: Vec<String> = mirror.requests().into_iter().filter(|path| path.ends_with(".deb")).collect();
     assert_eq!(packages.len(), 2, "{packages:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compilers_are_one_layer_for_all_applications() {
+    let folder = tempfile::tempdir().unwrap();
+    let packages = [app(), mirror::build_tools(), vec![Deb::new("nodejs", "20")]].concat();
+    let mirror = Mirror::start(&packages).await;
+    let room = Room::new(folder.path(), mirror.options(folder.path()));
+    let python = room.ensure(&[BUILD_TOOLS, "compiler"], &["python3"]).await.unwrap();
+    let node = room.ensure(&[BUILD_TOOLS], &["nodejs"]).await.unwrap();
+    let (python, node) = (room.manifest(&python.build).await, room.manifest(&node.build).await);
+    assert_eq!((python.layers.len(), node.layers.len()), (4, 4));
+    assert_eq!(python.layers[2], node.layers[2]);
+    assert!(unpacked(&room, &node.layers[2].digest).contains_key("usr/bin/gcc"));
+    assert!(unpacked(&room, &python.layers[3].digest).contains_key("usr/bin/compiler"));
+    assert_eq!(unpacked(&room, &node.layers[3].digest).keys().collect::<Vec<_>>(), ["etc/", "etc/ld.so.cache"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mirror_of_the_hosts_apt_sources_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let mirror = Mirror::start(&app()).await;
+    let room = Room::new(folder.path(), mirror.options_of_host(folder.path()));
+    room.ensure(&[], &["python3"]).await.unwrap();
+    let requests = mirror.requests();
+    assert!(!requests.iter().any(|path| path.contains("bookworm") || path.contains("noble")), "{requests:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -223,6 +223,17 @@ impl Mirror {
         let _ = (&mut self.server).await;
     }
 
+    /// With a mirror from apt sources instead of flags.
+    pub fn options_of_host(&self, folder: &Path) -> Options {
+        let apt = folder.join("apt");
+        std::fs::create_dir_all(apt.join("sources.list.d")).unwrap();
+        let other = self.url.replace("/debian", "/ubuntu");
+        std::fs::write(apt.join("sources.list"), format!("deb {other} noble main\n")).unwrap();
+        let sources = format!("Types: deb\nURIs: {}/\nSuites: bookworm\nComponents: main\n", self.url);
+        std::fs::write(apt.join("sources.list.d/debian.sources"), sources).unwrap();
+        Options { mirrors: Mirrors::default(), apt, ..self.options(folder) }
+    }
+
     fn keyring(&self) -> Keyring {
         let point = self.key.public_key().as_ref();
         let body = [&[4, 0, 0, 0, 1, 22, 9][..], ED25519_OID, &[1, 7, 0x40], point].concat();
@@ -265,9 +276,6 @@ fn mpi(number: &[u8]) -> Vec<u8> {
 
 /// The packages of every base, with what the fix-ups look for.
 fn run_set() -> Vec<Deb> {
-    let definition = include_str!("../../../embedded/base/definition.toml");
-    let definition: toml::Table = toml::from_str(definition).unwrap();
-    let names = definition["run"]["packages"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
     let deb = |name: &str| {
         let deb = Deb::new(name, "1");
         match name {
@@ -280,7 +288,17 @@ fn run_set() -> Vec<Deb> {
             _ => deb,
         }
     };
-    names.map(deb).collect()
+    listed(|definition| &definition["run"]["packages"]).iter().map(|name| deb(name)).collect()
+}
+
+/// The packages that stand for compilers.
+pub fn build_tools() -> Vec<Deb> {
+    listed(|definition| &definition["aliases"]["build-tools"]).iter().map(|name| Deb::new(name, "1")).collect()
+}
+
+fn listed(list: impl Fn(&toml::Table) -> &toml::Value) -> Vec<String> {
+    let definition = include_str!("../../../embedded/base/definition.toml").parse().unwrap();
+    list(&definition).as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
 }
 
 fn date(seconds_from_now: i64) -> String {

@@ -83,12 +83,13 @@ fn run_in(root: &Path, arguments: &[&str]) -> String {
 async fn what_the_buildpacks_ask_for_is_there_and_runs() {
     let folder = tempfile::tempdir().unwrap();
     let Some(room) = room(folder.path()).await else { return };
-    let node = "require('https'); console.log(process.versions.node.split('.')[0], 'ß'.localeCompare('t', 'de'))";
+    let node = "node -e \"require('https'); console.log(process.versions.node.split('.')[0], 'ß'.localeCompare('t', 'de'))\" \
+        && corepack --version";
     let compile = "cd /tmp && printf '#include <openssl/ssl.h>\nint main() { return SSL_library_init() - 1; }' > a.c \
         && cc a.c -lssl -lcrypto -o a && ./a && git --version && echo built";
     let nginx = "echo 'pid /tmp/n; events {} http { access_log off; }' > /tmp/c && nginx -t -e stderr -c /tmp/c 2>&1";
     for (build, run, command, said) in [
-        (&[][..], &["nodejs"][..], &["node", "-e", node][..], "20 -1\n"),
+        (&[][..], &["nodejs"][..], &["sh", "-c", node][..], "20 -1\n0."),
         (&[], &["nginx"], &["sh", "-c", nginx], "test is successful"),
         (&[BUILD_TOOLS], &["nodejs"], &["sh", "-c", compile], "built\n"),
     ] {
