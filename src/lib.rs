@@ -75,6 +75,7 @@
 //! loses nothing that was acknowledged; applications run on, because a monitor process, not the
 //! daemon, is their parent.
 
+pub mod base;
 pub mod blob;
 pub mod lifecycle;
 pub mod model;
