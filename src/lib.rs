@@ -75,10 +75,14 @@
 //! loses nothing that was acknowledged; applications run on, because a monitor process, not the
 //! daemon, is their parent.
 
+pub mod apps;
+pub mod auth;
 pub mod base;
 pub mod blob;
 pub mod lifecycle;
 pub mod model;
 pub mod oci;
 pub mod runtime;
+pub mod source;
+pub mod staging;
 pub mod store;

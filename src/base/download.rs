@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Client, Response, StatusCode, header};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
@@ -91,18 +91,21 @@ impl Downloader {
         // Equal files have one place: the indexes of two suites are equal when both are empty.
         downloads.sort_by(|a, b| a.path.cmp(&b.path));
         downloads.dedup_by(|a, b| a.path == b.path);
-        let checks = stream::iter(downloads).map(|download| async move {
-            let missing = !is_there(&download).await?;
-            Ok::<_, Error>(missing.then_some(download))
+        let checks = stream::iter(downloads).map(|download| {
+            let check = async move {
+                let missing = !is_there(&download).await?;
+                Ok::<_, Error>(missing.then_some(download))
+            };
+            check.boxed()
         });
         let missing: Vec<Download> =
-            checks.buffered(2).try_filter_map(async |missing| Ok(missing)).try_collect().await?;
+            checks.buffered(2).try_filter_map(|missing| std::future::ready(Ok(missing))).try_collect().await?;
         if missing.is_empty() {
             return Ok(());
         }
         let meter = Meter { done: AtomicU64::new(0), total: missing.iter().map(|file| file.size).sum(), progress };
         meter.add(0);
-        let files = stream::iter(&missing).map(|file| self.fetch_one(file, &meter));
+        let files = stream::iter(&missing).map(|file| self.fetch_one(file, &meter).boxed());
         files.buffer_unordered(PARALLEL).try_collect().await
     }
 

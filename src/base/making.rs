@@ -107,7 +107,8 @@ impl Making<'_> {
     async fn find_made(&self, layers: &mut [Wanted]) -> Result<(), Error> {
         let records = self.bases.objects.list::<BaseRecord>(None).await?;
         for wanted in layers {
-            for record in records.iter().map(|stored| &stored.value) {
+            for stored in &records {
+                let record = &stored.value;
                 let Some(recorded) = record.layers.iter().find(|layer| layer.key == wanted.key) else { continue };
                 if self.bases.blobs.size(&recorded.layer.blob.digest).await? != Some(recorded.layer.blob.size) {
                     continue;

@@ -78,8 +78,10 @@ impl Registry {
     pub async fn publish(&self, repository: &str, tag: &str, manifest: Digest) -> Result<(), Error> {
         let bytes = self.read(&manifest).await?.ok_or(Error::ManifestUnknown(manifest.to_string()))?;
         let parsed: Manifest = serde_json::from_slice(&bytes).map_err(Error::ManifestInvalid)?;
-        for blob in parsed.layers.iter().chain([&parsed.config]) {
-            self.link(repository, blob.digest).await?;
+        let mut blobs: Vec<Digest> = parsed.layers.iter().map(|layer| layer.digest).collect();
+        blobs.push(parsed.config.digest);
+        for blob in blobs {
+            self.link(repository, blob).await?;
         }
         self.add_manifest(repository, tag, &bytes).await.map(drop)
     }

@@ -1,12 +1,12 @@
 //! One staging, from its first state to its last.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
+use futures::future::BoxFuture;
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use crate::{
     lifecycle::phase::{Detected, Exported, Failure, PackageRequest},
     model::{Basis, ImageName, Phase, StageId, Staging, StagingState, Timestamp},
     oci::registry::Action,
-    runtime::{Ended, Job, LogLine, LogStream, Step, StepOutcome},
+    runtime::{Ended, Job, LogLine, Step, StepOutcome},
     store::Key,
 };
 
@@ -25,8 +25,8 @@ use crate::{
 const TOKEN_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 
 /// A staging that runs.
-pub(super) struct Run<'a> {
-    pub stagings: &'a Arc<Stagings>,
+pub(super) struct Run {
+    pub stagings: Arc<Stagings>,
     pub staging: Staging,
     pub log: Arc<StagingLog>,
     pub cancel: CancellationToken,
@@ -53,7 +53,7 @@ impl<E: std::error::Error> From<E> for Stop {
     }
 }
 
-impl Run<'_> {
+impl Run {
     pub async fn to_its_end(mut self) {
         let result = match self.place().await {
             Ok(_place) => self.work().await,
@@ -92,7 +92,12 @@ impl Run<'_> {
         }
     }
 
-    async fn work(&mut self) -> Result<(), Stop> {
+    /// Boxed, as the compiler cannot see through all of it that it may move between threads.
+    fn work(&mut self) -> BoxFuture<'_, Result<(), Stop>> {
+        Box::pin(self.work_unboxed())
+    }
+
+    async fn work_unboxed(&mut self) -> Result<(), Stop> {
         if self.finished_before_the_crash().await? {
             return Ok(());
         }
@@ -102,15 +107,16 @@ impl Run<'_> {
         {
             return Ok(());
         }
-        self.build(previous.as_ref()).await
+        self.build(previous).await
     }
 
-    async fn build(&mut self, previous: Option<&Staging>) -> Result<(), Stop> {
+    async fn build(&mut self, previous: Option<Staging>) -> Result<(), Stop> {
         self.enter(StagingState::Preparing).await?;
         let token = self.token().await?;
         let cache = self.cache().await?;
-        let previous_image = previous.and_then(|staging| staging.image.clone());
-        let settings = &self.stagings.settings;
+        let previous_image = previous.and_then(|staging| staging.image);
+        let stagings = Arc::clone(&self.stagings);
+        let settings = &stagings.settings;
         let prepare = steps::prepare(settings, &self.staging, &token, previous_image.as_ref(), cache)?;
         let outcomes = self.run(vec![prepare, steps::detect()?]).await?;
         self.time(&outcomes, "prepare", Phase::Prepare);
@@ -125,12 +131,10 @@ impl Run<'_> {
         self.staging.basis = Some(Basis { builder, build_packages, run_packages, lock: bases.lock });
 
         self.enter(StagingState::Building).await?;
-        let settings = &self.stagings.settings;
         let outcomes = self.run(vec![steps::build(settings, &bases.build)?]).await?;
         self.time(&outcomes, "build", Phase::Build);
 
         self.enter(StagingState::Exporting).await?;
-        let settings = &self.stagings.settings;
         let export = steps::export(settings, &self.staging, &token, &bases.run, previous_image.as_ref())?;
         let outcomes = self.run(vec![export]).await?;
         self.time(&outcomes, "export", Phase::Export);
@@ -210,10 +214,19 @@ impl Run<'_> {
                 }
             }
         };
-        tokio::select! {
-            pair = self.stagings.rooms.bases.ensure(build, run, &progress) => Ok(pair?),
-            () = self.cancel.cancelled() => Err(Stop::Cancelled),
-        }
+        let (bases, cancel) = (Arc::clone(&self.stagings.rooms.bases), self.cancel.clone());
+        let (build, run) = (build.to_vec(), run.to_vec());
+        let runtime = tokio::runtime::Handle::current();
+        // On a thread of its own: assembling is much work for the processor between few waits.
+        let ensure = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    pair = bases.ensure(&build, &run, &progress) => Ok(pair?),
+                    () = cancel.cancelled() => Err(Stop::Cancelled),
+                }
+            })
+        });
+        ensure.await?
     }
 
     /// Runs steps, with their output in the log. The first that fails ends the staging.
@@ -238,6 +251,7 @@ impl Run<'_> {
         let cache = ImageName::cache_repository(&staging.namespace, &staging.app);
         let grant = |repository: String, actions: &[Action]| Grant { repository, actions: actions.to_vec() };
         let claims = BuildClaims {
+            namespace: staging.namespace.clone(),
             staging: staging.id.clone(),
             grants: vec![
                 grant(app, &[Action::Pull, Action::Push]),
@@ -258,7 +272,6 @@ impl Run<'_> {
 
     async fn close(&mut self, state: StagingState) -> Result<(), super::Error> {
         let rooms = &self.stagings.rooms;
-        rooms.auth.revoke(&self.staging.id).await;
         rooms.runtime.discard(&self.staging.id).await?;
         self.staging.state = state;
         self.record().await?;

@@ -1,6 +1,7 @@
 //! Who may do what in the registry is not decided here.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 /// Decides about a request to the registry.
 #[async_trait]
@@ -10,7 +11,8 @@ pub trait Authenticator: Send + Sync + 'static {
     async fn permits(&self, authorization: Option<&str>, repository: Option<&str>, action: Action) -> Verdict;
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     Pull,
     Push,

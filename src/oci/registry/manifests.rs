@@ -165,7 +165,9 @@ impl Registry {
         let digest_of = |descriptor: &Value| descriptor.get("digest").and_then(Value::as_str)?.parse::<Digest>().ok();
         let list = |name: &str| manifest.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
         let mut names = Vec::new();
-        for descriptor in manifest.get("config").into_iter().chain(&list("layers")) {
+        let mut blobs = list("layers");
+        blobs.extend(manifest.get("config").cloned());
+        for descriptor in &blobs {
             let digest = digest_of(descriptor).ok_or_else(|| Error::DigestInvalid(descriptor.to_string()))?;
             if !self.has_blob(repository, digest).await? {
                 return Err(Error::ManifestBlobUnknown(digest));

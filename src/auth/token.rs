@@ -1,0 +1,115 @@
+//! Tokens of builds: claims and a signature.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+
+use super::{Auth, Error, random};
+use crate::{
+    model::{Namespace, StageId, Staging, Timestamp, UserName},
+    oci::registry::Action,
+    store::{self, Key, Kind, Objects, Resource},
+};
+
+/// How long the token of a websocket is good, in seconds (Epinio has 30).
+const WEBSOCKET_SECONDS: i64 = 30;
+
+/// What a build may do in the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildClaims {
+    pub namespace: Namespace,
+    pub staging: StageId,
+    pub grants: Vec<Grant>,
+    pub expires_at: Timestamp,
+}
+
+/// One repository, and what may be done with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub repository: String,
+    pub actions: Vec<Action>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WebsocketClaims {
+    websocket: UserName,
+    expires_at: Timestamp,
+}
+
+impl BuildClaims {
+    pub(super) fn grants(&self, repository: &str, action: Action) -> bool {
+        self.grants.iter().any(|grant| grant.repository == repository && grant.actions.contains(&action))
+    }
+}
+
+impl Auth {
+    /// A token for a build.
+    pub fn sign(&self, claims: &BuildClaims) -> String {
+        self.seal(claims)
+    }
+
+    /// The claims of a token that is genuine, not expired, and whose staging still goes on.
+    pub async fn verify(&self, token: &str) -> Result<Option<BuildClaims>, Error> {
+        let Some(claims) = self.open_token::<BuildClaims>(token) else { return Ok(None) };
+        let staging = self.objects.get::<Staging>(&Key::staging(&claims.namespace, &claims.staging)).await?;
+        let goes_on = staging.is_some_and(|stored| !stored.value.state.is_final());
+        Ok(Some(claims).filter(|claims| goes_on && claims.expires_at > Timestamp::now()))
+    }
+
+    /// A token for a websocket, which cannot send a header from a browser.
+    pub fn websocket_token(&self, user: &UserName) -> String {
+        let expires_at = Timestamp::from_second(Timestamp::now().as_second() + WEBSOCKET_SECONDS);
+        self.seal(&WebsocketClaims { websocket: user.clone(), expires_at })
+    }
+
+    /// Whose websocket it is.
+    pub fn verify_websocket(&self, token: &str) -> Option<UserName> {
+        let claims = self.open_token::<WebsocketClaims>(token)?;
+        (claims.expires_at > Timestamp::now()).then_some(claims.websocket)
+    }
+
+    fn seal(&self, claims: &impl Serialize) -> String {
+        let claims = serde_json::to_vec(claims).expect("claims are plain data");
+        let signature = hmac::sign(&self.signing, &claims);
+        format!("{}.{}", URL_SAFE_NO_PAD.encode(claims), URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    fn open_token<T: for<'de> Deserialize<'de>>(&self, token: &str) -> Option<T> {
+        let (claims, signature) = token.split_once('.')?;
+        let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+        hmac::verify(&self.signing, &claims, &signature).ok()?;
+        serde_json::from_slice(&claims).ok()
+    }
+}
+
+/// The key that tokens are signed with: builds survive a restart of the daemon.
+pub(super) async fn signing_key(objects: &Objects) -> Result<hmac::Key, Error> {
+    let name = || Key { kind: Kind::Secret, namespace: String::new(), name: SigningKey::NAME.to_owned() };
+    loop {
+        if let Some(stored) = objects.get::<SigningKey>(&name()).await? {
+            return Ok(hmac::Key::new(hmac::HMAC_SHA256, &stored.value.key));
+        }
+        match objects.create(&SigningKey { key: random::<32>().to_vec() }).await {
+            Ok(_) | Err(store::Error::Conflict(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct SigningKey {
+    key: Vec<u8>,
+}
+
+impl SigningKey {
+    const NAME: &str = "token-signing-key";
+}
+
+impl Resource for SigningKey {
+    const KIND: Kind = Kind::Secret;
+
+    fn key(&self) -> Key {
+        Key { kind: Kind::Secret, namespace: String::new(), name: Self::NAME.to_owned() }
+    }
+}

@@ -1,0 +1,70 @@
+//! Users, and the checking of their passwords.
+
+use argon2::{Argon2, PasswordHash, PasswordHasher as _, PasswordVerifier as _};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::{
+    model::UserName,
+    store::{Key, Kind, Resource},
+};
+
+/// What a user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Admin,
+    User,
+}
+
+/// Somebody whose password was right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    pub name: UserName,
+    pub role: Role,
+}
+
+/// A user as it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct User {
+    pub name: UserName,
+    /// In the PHC string format.
+    pub hash: String,
+    pub role: Role,
+}
+
+impl User {
+    pub fn key_of(name: &UserName) -> Key {
+        Key { kind: Kind::User, namespace: String::new(), name: name.to_string() }
+    }
+}
+
+impl Resource for User {
+    const KIND: Kind = Kind::User;
+
+    fn key(&self) -> Key {
+        Self::key_of(&self.name)
+    }
+}
+
+/// The hash of a password that nobody knows.
+pub(super) const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$qHkoUfZiWZUvLuqwYQ9qzEFSuXUOGfNDvJpDEdBDVmY";
+
+pub(super) async fn hash(password: String) -> Result<String, Error> {
+    let hashed = tokio::task::spawn_blocking(move || {
+        Argon2::default()
+            .hash_password(password.as_bytes())
+            .map(|hash| hash.to_string())
+            .map_err(|error| error.to_string())
+    });
+    hashed.await?.map_err(Error::Hash)
+}
+
+pub(super) async fn verify(hash: String, password: String) -> Result<bool, Error> {
+    let verified = tokio::task::spawn_blocking(move || {
+        let parsed = PasswordHash::new(&hash).map_err(|error| error.to_string())?;
+        Ok(Argon2::default().verify_password(password.as_bytes(), &parsed).is_ok())
+    });
+    verified.await?.map_err(Error::Hash)
+}

@@ -1,0 +1,169 @@
+//! An upload on its way in.
+
+use std::io::{self, Read};
+
+use bytes::{Buf as _, Bytes};
+use futures::{Stream, StreamExt as _};
+use tokio::sync::mpsc;
+
+use super::{
+    Error, Format, SNIFFED_BYTES, Source, Sources,
+    archive::{Contents, Walk},
+};
+use crate::{
+    blob::{BlobInfo, BlobWriter},
+    model::{AppName, Namespace, Timestamp},
+};
+
+/// How many parts of an upload may wait for the check.
+const QUEUE: usize = 16;
+
+impl Sources {
+    /// Takes an archive. Returns when it is checked and durable; with an error nothing of it is left.
+    pub async fn receive(
+        &self,
+        namespace: &Namespace,
+        app: &AppName,
+        body: impl Stream<Item = io::Result<Bytes>> + Send,
+    ) -> Result<Source, Error> {
+        let mut body = std::pin::pin!(body);
+        let mut start = Vec::new();
+        while start.len() < SNIFFED_BYTES
+            && let Some(part) = body.next().await
+        {
+            start.extend_from_slice(&part.map_err(Error::ClientGone)?);
+        }
+        if start.is_empty() {
+            return Err(Error::Empty);
+        }
+        let format = Format::sniff(&start).ok_or(Error::UnknownFormat)?;
+        let body = futures::stream::iter([Ok(Bytes::from(start))]).chain(body);
+        let (blob, contents) = match format {
+            Format::Zip => self.receive_zip(body).await?,
+            format => self.receive_tar(format, body).await?,
+        };
+        let source = Source {
+            uid: new_uuid(),
+            namespace: namespace.clone(),
+            app: app.clone(),
+            digest: blob.digest,
+            size: blob.size,
+            format,
+            entries: contents.entries,
+            unpacked_bytes: contents.bytes,
+            created_at: Timestamp::now(),
+        };
+        self.objects.create(&source).await?;
+        Ok(source)
+    }
+
+    /// Checked while it is written.
+    async fn receive_tar(
+        &self,
+        format: Format,
+        body: impl Stream<Item = io::Result<Bytes>> + Send,
+    ) -> Result<(BlobInfo, Contents), Error> {
+        let (parts, queue) = mpsc::channel(QUEUE);
+        let limits = self.limits;
+        let check = tokio::task::spawn_blocking(move || {
+            let mut parts = Parts { queue, part: Bytes::new() };
+            let checked = Walk::new(limits, None, None).tar(format, &mut parts);
+            if checked.is_ok() {
+                // What comes after the end of a compressed stream is read, and not looked at.
+                let _ = io::copy(&mut parts, &mut io::sink());
+            }
+            checked
+        });
+        let mut writer = self.blobs.writer().await?;
+        let copied = self.copy(body, &mut writer, Some(&parts)).await;
+        drop(parts);
+        let checked = check.await.map_err(|error| Error::Check(io::Error::other(error)))?;
+        let contents = match (copied, checked) {
+            // The client going away looks like a damaged archive to the check.
+            (Err(error @ (Error::ClientGone(_) | Error::ArchiveTooLarge(_))), _) | (Err(error), Ok(_)) => {
+                return Err(error);
+            }
+            (_, checked) => checked?,
+        };
+        Ok((writer.finish(None).await?, contents))
+    }
+
+    /// Checked when it is there, as its directory is at its end. A zip that is found bad is deleted again.
+    async fn receive_zip(
+        &self,
+        body: impl Stream<Item = io::Result<Bytes>> + Send,
+    ) -> Result<(BlobInfo, Contents), Error> {
+        let mut writer = self.blobs.writer().await?;
+        self.copy(body, &mut writer, None).await?;
+        let blob = writer.finish(None).await?;
+        let unread = || Error::Check(io::Error::other("zip archives need blobs on a local disk"));
+        let path = self.blobs.local_path(&blob.digest).ok_or_else(unread)?;
+        let limits = self.limits;
+        let checked = tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open(path).map_err(Error::Check)?;
+            Walk::new(limits, None, None).zip(file)
+        });
+        match checked.await.map_err(|error| Error::Check(io::Error::other(error)))? {
+            Ok(contents) => Ok((blob, contents)),
+            Err(error) => {
+                self.blobs.delete(&blob.digest).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn copy(
+        &self,
+        body: impl Stream<Item = io::Result<Bytes>> + Send,
+        writer: &mut Box<dyn BlobWriter>,
+        check: Option<&mpsc::Sender<Bytes>>,
+    ) -> Result<(), Error> {
+        let most = self.limits.max_archive_bytes;
+        let mut body = std::pin::pin!(body);
+        while let Some(part) = body.next().await {
+            let part = part.map_err(Error::ClientGone)?;
+            if writer.written() + part.len() as u64 > most {
+                return Err(Error::ArchiveTooLarge(most));
+            }
+            if let Some(check) = check
+                && check.send(part.clone()).await.is_err()
+            {
+                // The check has ended: it knows why.
+                return Ok(());
+            }
+            writer.write(part).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The parts of an upload, as a reader for a thread.
+struct Parts {
+    queue: mpsc::Receiver<Bytes>,
+    part: Bytes,
+}
+
+impl Read for Parts {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.part.is_empty() {
+            match self.queue.blocking_recv() {
+                Some(part) => self.part = part,
+                None => return Ok(0),
+            }
+        }
+        let read = self.part.len().min(buffer.len());
+        self.part.copy_to_slice(&mut buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// RFC 9562, version 4.
+fn new_uuid() -> String {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0u8; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
