@@ -1,1 +1,134 @@
-//! See the architecture in lib.rs.
+//! Epinio's API (v1) as far as the commands need it, and the upload for plain `curl`.
+//!
+//! | path | what |
+//! |---|---|
+//! | `GET /ready` | 200 when the daemon serves; the one path without a credential |
+//! | `/api/v1/…` | Epinio's routes and shapes |
+//! | `/wapi/v1/…` | Epinio's websockets; the token of `GET /api/v1/authtoken` is their credential |
+//! | `PUT /push/NAMESPACE/APP` | ours: stores, stages, deploys, streams the log as text, ends with the URL |
+//! | `POST /daemon/stop` | ours: stops the daemon and all applications |
+//!
+//! What a caller may read of an error is in the answer, with a request id; its cause is in the daemon's log under
+//! the same id.
+
+mod applications;
+mod credential;
+mod environment;
+mod error;
+mod logs;
+mod models;
+mod namespaces;
+mod push;
+mod staging;
+mod system;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::{HeaderName, HeaderValue},
+    middleware,
+    routing::{get, post, put},
+};
+
+use crate::{apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources, staging::Stagings};
+
+pub use error::ApiError;
+
+/// The version of the API that this one is compatible with.
+const EPINIO_VERSION: &str = "v1.14.0";
+/// JSON bodies are at most so large, in bytes.
+const MAX_JSON_BYTES: usize = 1 << 20;
+
+/// The rooms that requests are about.
+#[derive(Clone)]
+pub struct ApiState {
+    pub apps: Arc<Apps>,
+    pub stagings: Arc<Stagings>,
+    pub sources: Arc<Sources>,
+    pub auth: Arc<Auth>,
+    pub runtime: SharedRuntime,
+    pub urls: Urls,
+}
+
+/// How routes are reached from outside.
+#[derive(Debug, Clone, Copy)]
+pub struct Urls {
+    pub scheme: &'static str,
+    pub port: u16,
+}
+
+impl Urls {
+    pub fn of(&self, route: &Route) -> String {
+        let port = if self.port == 80 { String::new() } else { format!(":{}", self.port) };
+        format!("{}://{}{port}{}", self.scheme, route.host(), route.path())
+    }
+}
+
+/// Everything that is served on the API's hosts. `more` are routes that need a credential as well.
+pub fn router(state: ApiState, more: Router) -> Router {
+    let authenticated = middleware::from_fn_with_state(state.clone(), credential::require);
+    let with_token = middleware::from_fn_with_state(state.clone(), credential::require_token);
+    let uploads = Router::new()
+        .route("/push/{namespace}/{app}", put(push::push).post(push::push))
+        .route("/api/v1/namespaces/{namespace}/applications/{app}/store", post(push::store))
+        .layer(DefaultBodyLimit::disable());
+    let protected = Router::new()
+        .nest("/api/v1", v1().layer(DefaultBodyLimit::max(MAX_JSON_BYTES)))
+        .merge(uploads)
+        .with_state(state.clone())
+        .merge(more)
+        .route_layer(authenticated);
+    let websockets = Router::new()
+        .route("/namespaces/{namespace}/applications/{app}/logs", get(logs::of_app))
+        .route("/namespaces/{namespace}/staging/{stage}/logs", get(logs::of_staging))
+        .route("/namespaces/{namespace}/staging/{stage}/complete", get(staging::complete_websocket))
+        .route_layer(with_token)
+        .with_state(state.clone());
+    Router::new()
+        .route("/ready", get(system::ready))
+        .route("/api/v1/info", get(system::info).with_state(state))
+        .merge(protected)
+        .nest("/wapi/v1", websockets)
+        .fallback(system::not_found)
+        .layer(middleware::map_response(mark))
+}
+
+fn v1() -> Router<ApiState> {
+    let app = Router::new()
+        .route("/validate-cv", get(applications::validate))
+        .route("/stage", post(staging::stage))
+        .route("/deploy", post(staging::deploy))
+        .route("/restart", post(applications::restart))
+        .route("/environment", get(environment::list).post(environment::set))
+        .route("/environment/{name}", get(environment::show).delete(environment::unset));
+    Router::new()
+        .route("/me", get(system::me))
+        .route("/authtoken", get(system::token))
+        .route("/namespaces", get(namespaces::list).post(namespaces::create).delete(namespaces::delete_many))
+        .route("/namespaces/{namespace}", get(namespaces::show).delete(namespaces::delete))
+        .route("/namespacematches", get(namespaces::matches))
+        .route("/namespacematches/{pattern}", get(namespaces::matches))
+        .route("/applications", get(applications::list_all))
+        .route(
+            "/namespaces/{namespace}/applications",
+            get(applications::list).post(applications::create).delete(applications::delete_many),
+        )
+        .route("/namespaces/{namespace}/appsmatches", get(applications::matches))
+        .route("/namespaces/{namespace}/appsmatches/{pattern}", get(applications::matches))
+        .route("/namespaces/{namespace}/staging/{stage}/complete", get(staging::complete))
+        .route("/namespaces/{namespace}/staging/{stage}", get(staging::show))
+        .route(
+            "/namespaces/{namespace}/applications/{app}",
+            get(applications::show).patch(applications::update).delete(applications::delete),
+        )
+        .nest("/namespaces/{namespace}/applications/{app}", app)
+}
+
+/// Epinio's clients look at this header.
+async fn mark<B>(mut response: axum::http::Response<B>) -> axum::http::Response<B> {
+    let name = HeaderName::from_static("epinio-version");
+    response.headers_mut().insert(name, HeaderValue::from_static(EPINIO_VERSION));
+    response
+}

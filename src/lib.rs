@@ -75,10 +75,17 @@
 //! loses nothing that was acknowledged; applications run on, because a monitor process, not the
 //! daemon, is their parent.
 
+pub mod api;
 pub mod apps;
 pub mod auth;
 pub mod base;
 pub mod blob;
+pub mod buildpacks;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod edge;
+pub mod launcher;
 pub mod lifecycle;
 pub mod model;
 pub mod oci;
@@ -86,3 +93,4 @@ pub mod runtime;
 pub mod source;
 pub mod staging;
 pub mod store;
+pub mod telemetry;

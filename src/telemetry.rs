@@ -1,1 +1,31 @@
-//! See the architecture in lib.rs.
+//! Logs of the daemon: one line for each event, with fields, on stderr.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging. A filter that cannot be read becomes `info`, and that is said.
+pub fn init(filter: &str) {
+    let (parsed, wrong) = match EnvFilter::try_new(filter) {
+        Ok(parsed) => (parsed, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr).with_ansi(colours);
+    // A second start in one process changes nothing.
+    let _ = subscriber.try_init();
+    if let Some(error) = wrong {
+        tracing::warn!(filter, %error, "the log filter is not valid; logging 'info'");
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

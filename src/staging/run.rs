@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Stagings, log::StagingLog, steps};
 use crate::{
     auth::{BuildClaims, Grant},
-    base::{BasePair, Progress},
+    base::{self, BasePair, Progress},
     lifecycle::phase::{Detected, Exported, Failure, PackageRequest},
     model::{Basis, ImageName, Phase, StageId, Staging, StagingState, Timestamp},
     oci::registry::Action,
@@ -256,7 +256,7 @@ impl Run {
             grants: vec![
                 grant(app, &[Action::Pull, Action::Push]),
                 grant(cache, &[Action::Pull, Action::Push]),
-                grant(steps::BASE_REPOSITORY.to_owned(), &[Action::Pull]),
+                grant(base::REPOSITORY.to_owned(), &[Action::Pull]),
             ],
             expires_at: Timestamp::from_second(Timestamp::now().as_second() + TOKEN_LIFETIME.as_secs() as i64),
         };

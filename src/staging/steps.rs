@@ -12,9 +12,6 @@ use crate::{
     runtime::{Access, Limits, Step, StepBlob, StepFile, StepImage, StepNetwork, StepUser, Trust, VolumeMount},
 };
 
-/// Where base images are in the registry.
-pub(super) const BASE_REPOSITORY: &str = "epiniod/base";
-
 /// Where `prepare` finds the uploaded archive.
 const SOURCE: &str = "/run/epiniod/source";
 /// How long our own steps may take.

@@ -1,0 +1,145 @@
+//! Errors as Epinio words them: `{"errors":[{"status","title","details"}]}`.
+
+use axum::{
+    Json,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{apps, auth, model, source, staging};
+
+/// What a caller is told.
+#[derive(Debug)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub title: String,
+    pub details: String,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, title: impl Into<String>) -> Self {
+        Self { status, title: title.into(), details: String::new() }
+    }
+
+    pub fn bad_request(title: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, title)
+    }
+
+    pub fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("{what} does not exist"))
+    }
+
+    pub fn with_details(mut self, details: impl Into<String>) -> Self {
+        self.details = details.into();
+        self
+    }
+
+    /// Our own failure: the cause goes to the log, the caller gets the id to find it by.
+    pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        let id = request_id();
+        let mut causes = Vec::new();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            causes.push(error.to_string());
+            cause = error.source();
+        }
+        tracing::error!(request.id = %id, error = %error, causes = ?causes, "a request failed");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("{error}; the daemon's log has the cause under request {id}"),
+        )
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut error = json!({ "status": self.status.as_u16(), "title": self.title });
+        if !self.details.is_empty() {
+            error["details"] = json!(self.details);
+        }
+        let mut response = (self.status, Json(json!({ "errors": [error] }))).into_response();
+        let headers = response.headers_mut();
+        headers.insert("X-Content-Type-Options", header::HeaderValue::from_static("nosniff"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Basic realm=\"epiniod\""));
+        }
+        response
+    }
+}
+
+impl From<apps::Error> for ApiError {
+    fn from(error: apps::Error) -> Self {
+        use apps::Error;
+        let status = match &error {
+            Error::NoSuchApp { name, .. } => return Self::not_found(format!("application '{name}'")),
+            Error::NoSuchNamespace(name) => return Self::not_found(format!("namespace '{name}'")),
+            Error::AppExists { name, .. } => {
+                return Self::new(StatusCode::CONFLICT, format!("application '{name}' already exists"));
+            }
+            Error::NamespaceExists(name) => {
+                return Self::new(StatusCode::CONFLICT, format!("namespace '{name}' already exists"));
+            }
+            Error::RouteTaken { .. }
+            | Error::RouteReserved(_)
+            | Error::NeverDeployed(_)
+            | Error::TooManyInstances { .. } => StatusCode::BAD_REQUEST,
+            Error::NotHealthy { last_words, .. } => {
+                return Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+                    .with_details(last_words.join("\n"));
+            }
+            Error::Interrupted(_) | Error::Runtime(_) | Error::Store(_) => return Self::internal(&error),
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<staging::Error> for ApiError {
+    fn from(error: staging::Error) -> Self {
+        match &error {
+            staging::Error::NoSuchStaging(_) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            staging::Error::NoSuchSource(_) => Self::bad_request(error.to_string()),
+            staging::Error::Runtime(_) | staging::Error::Store(_) | staging::Error::Blob(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<source::Error> for ApiError {
+    fn from(error: source::Error) -> Self {
+        use source::Error;
+        if !error.is_users() {
+            return Self::internal(&error);
+        }
+        let status = match &error {
+            Error::ArchiveTooLarge(_) | Error::TooLarge(_) | Error::TooManyEntries(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Error::UnknownFormat => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<auth::Error> for ApiError {
+    fn from(error: auth::Error) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<model::InvalidName> for ApiError {
+    fn from(error: model::InvalidName) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<model::InvalidRoute> for ApiError {
+    fn from(error: model::InvalidRoute) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+fn request_id() -> String {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 8];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

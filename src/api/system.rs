@@ -1,0 +1,34 @@
+//! What is about the daemon itself.
+
+use axum::{Json, extract::State, http::StatusCode};
+use serde_json::{Value, json};
+
+use super::{ApiError, ApiState, credential::Caller};
+
+pub(super) async fn ready() -> Json<Value> {
+    Json(json!({}))
+}
+
+pub(super) async fn info(State(state): State<ApiState>) -> Json<Value> {
+    Json(json!({
+        "version": super::EPINIO_VERSION,
+        "kube_version": "",
+        "platform": "epiniod",
+        "default_builder_image": "embedded",
+        "oidc_enabled": false,
+        "epiniod": { "version": env!("CARGO_PKG_VERSION"), "runtime": state.runtime.properties() },
+    }))
+}
+
+pub(super) async fn me(caller: Caller) -> Json<Value> {
+    let admin = json!({ "id": "admin", "name": "Admin Role", "namespace": "", "default": false });
+    Json(json!({ "user": caller.0, "roles": [admin], "namespaces": [], "gitconfigs": [] }))
+}
+
+pub(super) async fn token(State(state): State<ApiState>, caller: Caller) -> Json<Value> {
+    Json(json!({ "token": state.auth.websocket_token(&caller.0) }))
+}
+
+pub(super) async fn not_found() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path; the API is below /api/v1")
+}

@@ -1,0 +1,32 @@
+//! `epiniod lifecycle PHASE`: what runs inside the sandboxes of a build. Here the rooms meet that must not know each other.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::{
+    buildpacks,
+    lifecycle::{self, Hooks},
+    source,
+};
+
+#[derive(Debug, Args)]
+pub struct Lifecycle {
+    /// prepare, detect, build or export
+    phase: String,
+}
+
+impl Lifecycle {
+    pub fn run(self) -> ExitCode {
+        let hooks = Hooks {
+            unpack: |archive, dest, max_unpacked_bytes, max_entries| {
+                let limits = source::Limits { max_unpacked_bytes, max_entries, ..source::Limits::default() };
+                let owner =
+                    nix::unistd::Uid::effective().is_root().then_some((crate::runtime::CNB_ID, crate::runtime::CNB_ID));
+                source::unpack(archive, dest, limits, owner).map_err(|error| super::error::with_causes(&error))
+            },
+            install_buildpacks: buildpacks::install,
+        };
+        lifecycle::run(&self.phase, &hooks)
+    }
+}

@@ -1,0 +1,114 @@
+//! Whom commands talk to, as whom: variables, the settings file of the `epinio` CLI, the daemon of this machine.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+use super::{Target, error::Error};
+use crate::{config, model::Namespace};
+
+/// The settings file, as far as we use it; what else is in it is kept.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    pub api: String,
+    pub wss: String,
+    pub user: String,
+    /// Base64 of the password.
+    pub pass: String,
+    pub namespace: String,
+    /// PEM.
+    pub certs: String,
+    #[serde(flatten)]
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Settings {
+    pub fn password(&self) -> String {
+        STANDARD.decode(&self.pass).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+
+    pub fn set_password(&mut self, password: &str) {
+        self.pass = STANDARD.encode(password);
+    }
+
+    pub fn namespace(&self) -> &str {
+        if self.namespace.is_empty() { Namespace::DEFAULT } else { &self.namespace }
+    }
+
+    pub fn read(path: &Path) -> Result<Option<Self>, Error> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(|source| Error::Read { path: path.to_owned(), source })?,
+        };
+        if text.trim().is_empty() {
+            return Ok(Some(Self::default()));
+        }
+        let settings = serde_yaml_ng::from_str(&text);
+        Ok(Some(settings.map_err(|error| Error::Settings { path: path.to_owned(), cause: error.to_string() })?))
+    }
+
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+            let text = serde_yaml_ng::to_string(self).map_err(io::Error::other)?;
+            let temporary = path.with_extension("new");
+            let mut file =
+                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(temporary, path)
+        };
+        write().map_err(|source| Error::Write { path: path.to_owned(), source })
+    }
+}
+
+/// Where the settings file is.
+pub fn place(target: &Target) -> Result<PathBuf, Error> {
+    if let Some(path) = &target.settings_file {
+        return Ok(path.clone());
+    }
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")));
+    let nowhere = || Error::Usage("neither --settings-file nor HOME says where the settings are".to_owned());
+    Ok(folder.ok_or_else(nowhere)?.join("epinio/settings.yaml"))
+}
+
+/// Variables win over the file. Who names a data directory means its daemon; who never logged in means the one of this machine.
+pub fn find(target: &Target) -> Result<Settings, Error> {
+    let data_dir = config::data_dir(target.data_dir.clone())?;
+    let local = data_dir.join("client.yaml");
+    let own = if target.data_dir.is_some() { Settings::read(&local)? } else { None };
+    let file = match &own {
+        Some(_) => None,
+        None => Settings::read(&place(target)?)?.filter(|settings| !settings.api.is_empty()),
+    };
+    let found = match (own, file) {
+        (Some(settings), _) | (None, Some(settings)) => Some(settings),
+        (None, None) => Settings::read(&local)?,
+    };
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let mut settings = match (found, variable("EPINIO_API")) {
+        (Some(settings), _) => settings,
+        (None, Some(_)) => Settings::default(),
+        (None, None) => return Err(Error::NoCredential { data_dir }),
+    };
+    for (name, field) in [
+        ("EPINIO_API", &mut settings.api),
+        ("EPINIO_WSS", &mut settings.wss),
+        ("EPINIO_USER", &mut settings.user),
+        ("EPINIO_PASS", &mut settings.pass),
+        ("EPINIO_CERTS", &mut settings.certs),
+    ] {
+        if let Some(value) = variable(name) {
+            *field = value;
+        }
+    }
+    Ok(settings)
+}

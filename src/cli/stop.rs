@@ -1,0 +1,60 @@
+//! `epiniod stop`: ends the daemon of this machine.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{
+    Target,
+    error::{self, Error},
+    ui::Ui,
+};
+use crate::config::{self, RunFile};
+
+/// How long a daemon may take to drain.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Stop all applications as well
+    #[arg(long)]
+    all: bool,
+    /// Data directory of the daemon
+    #[arg(long, env = "EPINIOD_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Stop {
+    pub async fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
+        let data_dir = config::data_dir(self.data_dir)?;
+        let daemon = RunFile::read(&data_dir).ok_or_else(|| Error::NotRunning(data_dir.clone()))?;
+        if self.all {
+            let target = Target { data_dir: Some(data_dir), settings_file: None };
+            target.client()?.post("/daemon/stop", &Value::Null).await?;
+        } else {
+            kill(Pid::from_raw(daemon.pid), Signal::SIGTERM).map_err(|error| Error::Runtime(error.into()))?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while daemon.is_alive() {
+            if Instant::now() > deadline {
+                return Err(Error::StillRunning { pid: daemon.pid, seconds: PATIENCE.as_secs() });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        ui.say(if self.all {
+            "stopped the daemon and all applications"
+        } else {
+            "stopped the daemon; applications run on"
+        });
+        Ok(ExitCode::from(error::OK))
+    }
+}

@@ -1,0 +1,166 @@
+//! The rooms, put together.
+
+use std::{collections::BTreeMap, fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, sync::Arc};
+
+use async_trait::async_trait;
+use axum::{Router, extract::State, http::StatusCode, routing::post};
+
+use super::{Error, collect::Garbage, control::Control, credential};
+use crate::{
+    api::{self, Urls},
+    apps::{self, Apps},
+    auth::Auth,
+    base::{Bases, Options, Publish},
+    blob::{DiskBlobs, SharedBlobs},
+    buildpacks,
+    config::Config,
+    edge::Edge,
+    model::{Digest, Namespace},
+    oci::registry::Registry,
+    runtime::{SharedRuntime, local},
+    source::Sources,
+    staging::{self, Rooms, Stagings},
+    store::{DiskStore, Objects},
+};
+
+/// Everything that a daemon has.
+pub(super) struct House {
+    pub apps: Arc<Apps>,
+    pub stagings: Arc<Stagings>,
+    pub edge: Arc<Edge>,
+    registry: Registry,
+    auth: Arc<Auth>,
+    garbage: Arc<Garbage>,
+}
+
+/// The bundles that programs look into; they are mounted over with the authorities for builds.
+const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+const BUNDLE_VARIABLES: [&str; 6] =
+    ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"];
+const PROXY_VARIABLES: [&str; 8] =
+    ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"];
+
+impl House {
+    pub async fn build(
+        config: &Config,
+        api: SocketAddr,
+        registry_at: SocketAddr,
+        control: &Control,
+    ) -> Result<Self, Error> {
+        prepare_data_dir(config)?;
+        let objects = Objects::new(DiskStore::open(&config.data_dir.join("store"))?);
+        let blobs: SharedBlobs = DiskBlobs::open(&config.data_dir.join("blobs"))?;
+        let auth = Auth::open(objects.clone()).await?;
+        if let Some(admin) = auth.first_start(config.admin_password.clone()).await? {
+            credential::announce(config, api, &admin)?;
+        }
+        credential::point_to(config, api)?;
+        let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
+        let runtime: SharedRuntime = local::LocalRuntime::open(
+            local::LocalConfig {
+                data_dir: config.data_dir.clone(),
+                build_ca: config.build_ca.clone(),
+                own_binary: std::env::current_exe()
+                    .map_err(|source| Error::DataDir { path: "/proc/self/exe".into(), source })?,
+            },
+            Arc::clone(&blobs),
+        )
+        .await?;
+        let publisher = Arc::new(Publisher(registry.clone()));
+        let options = Options::new(&config.data_dir, config.mirrors.clone());
+        let bases = Arc::new(Bases::new(options, Arc::clone(&blobs), objects.clone(), publisher));
+        let sources = Arc::new(Sources::new(objects.clone(), Arc::clone(&blobs), config.sources));
+        let rooms = Rooms {
+            objects: objects.clone(),
+            blobs: Arc::clone(&blobs),
+            runtime: Arc::clone(&runtime),
+            registry: registry.clone(),
+            bases: Arc::clone(&bases),
+            auth: Arc::clone(&auth),
+        };
+        let stagings = Stagings::new(rooms, staging_settings(config, registry_at));
+        let app_settings = apps::Settings {
+            system_domain: config.system_domain.clone(),
+            limits: config.instances.clone(),
+            ..apps::Settings::default()
+        };
+        let apps = Apps::new(objects.clone(), Arc::clone(&runtime), app_settings);
+        let state = api::ApiState {
+            apps: Arc::clone(&apps),
+            stagings: Arc::clone(&stagings),
+            sources: Arc::clone(&sources),
+            auth: Arc::clone(&auth),
+            runtime: Arc::clone(&runtime),
+            urls: Urls { scheme: "http", port: api.port() },
+        };
+        let router = api::router(state, control_routes(control));
+        let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone()));
+        let garbage = Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, sources });
+        Ok(Self { apps, stagings, edge, registry, auth, garbage })
+    }
+
+    /// Takes up what a daemon before left, and makes what has to be there.
+    pub async fn take_up(&self) -> Result<(), Error> {
+        match self.apps.create_namespace(&Namespace::default()).await {
+            Ok(_) | Err(apps::Error::NamespaceExists(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.apps.recover().await?;
+        Ok(self.stagings.recover().await?)
+    }
+
+    pub fn registry_router(&self) -> Router {
+        self.registry.router(self.auth.clone())
+    }
+
+    pub fn garbage(&self) -> Arc<Garbage> {
+        Arc::clone(&self.garbage)
+    }
+}
+
+/// Names finished bases in the registry.
+struct Publisher(Registry);
+
+#[async_trait]
+impl Publish for Publisher {
+    async fn publish(&self, repository: &str, tag: &str, manifest: Digest) -> Result<(), String> {
+        self.0.publish(repository, tag, manifest).await.map_err(|error| error.to_string())
+    }
+}
+
+fn prepare_data_dir(config: &Config) -> Result<(), Error> {
+    let prepare = || -> io::Result<()> {
+        fs::create_dir_all(&config.data_dir)?;
+        fs::set_permissions(&config.data_dir, fs::Permissions::from_mode(0o700))
+    };
+    prepare().map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })
+}
+
+fn staging_settings(config: &Config, registry: SocketAddr) -> staging::Settings {
+    let mut build_environment: BTreeMap<String, String> = PROXY_VARIABLES
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok().filter(|value| !value.is_empty())?)))
+        .collect();
+    if config.build_ca.is_some() {
+        build_environment.extend(BUNDLE_VARIABLES.map(|name| (name.to_owned(), BUNDLE.to_owned())));
+    }
+    staging::Settings {
+        registry_address: registry.to_string(),
+        at_once: config.builds.at_once,
+        limits: config.builds.limits.clone(),
+        deadline: config.builds.deadline,
+        max_source_bytes: config.sources.max_unpacked_bytes,
+        max_source_entries: config.sources.max_entries,
+        build_environment,
+        builder: buildpacks::builder_version(),
+    }
+}
+
+/// `POST /daemon/stop`: ours, not Epinio's.
+fn control_routes(control: &Control) -> Router {
+    async fn stop(State(control): State<Control>) -> StatusCode {
+        control.stop_all();
+        StatusCode::ACCEPTED
+    }
+    Router::new().route("/daemon/stop", post(stop)).with_state(control.clone())
+}

@@ -1,0 +1,73 @@
+//! What a visitor sees where no application answers: a plain page that says what is wrong.
+
+use axum::body::Body;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+
+use crate::apps::Target;
+
+/// 404: nobody has this route.
+pub(super) fn unknown(request: &Request<Body>, host: &str) -> Response<Body> {
+    let what = format!("No application has the route {host}{}.", request.uri().path());
+    page(request, StatusCode::NOT_FOUND, &what, "Check the address, or look at the routes with: epiniod apps list")
+}
+
+/// 503: the application is there, and nothing of it runs.
+pub(super) fn unavailable(request: &Request<Body>, target: &Target) -> Response<Body> {
+    let app = &target.release.app;
+    let why = target.reason.as_deref().unwrap_or("it is starting");
+    let what = format!("Application {app} cannot answer now: {why}.");
+    let mut response = page(
+        request,
+        StatusCode::SERVICE_UNAVAILABLE,
+        &what,
+        &format!("Look at its log with: epiniod apps logs {app}"),
+    );
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+    response
+}
+
+/// 502: an instance took the request and did not answer it.
+pub(super) fn bad_gateway(accept: &Accept, instance: &str, why: &str) -> Response<Body> {
+    let what = format!("Instance {instance} did not answer the request: {why}.");
+    write(accept, StatusCode::BAD_GATEWAY, &what, "The cause is in the log of the application.")
+}
+
+/// What the client would like to read.
+pub(super) struct Accept {
+    html: bool,
+}
+
+impl Accept {
+    pub fn of(request: &Request<Body>) -> Self {
+        let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        Self { html: accept.is_some_and(|accept| accept.contains("text/html")) }
+    }
+}
+
+fn page(request: &Request<Body>, status: StatusCode, what: &str, next: &str) -> Response<Body> {
+    write(&Accept::of(request), status, what, next)
+}
+
+fn write(accept: &Accept, status: StatusCode, what: &str, next: &str) -> Response<Body> {
+    let (kind, text) = if accept.html {
+        let text = format!(
+            "<!doctype html><meta charset=utf-8><title>{status}</title>\
+             <body style=\"font:16px/1.5 system-ui;max-width:40em;margin:15vh auto;padding:0 1em\">\
+             <h1>{status}</h1><p>{}</p><p>{}</p></body>\n",
+            escape(what),
+            escape(next)
+        );
+        ("text/html; charset=utf-8", text)
+    } else {
+        ("text/plain; charset=utf-8", format!("{status}\n{what}\n{next}\n"))
+    };
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

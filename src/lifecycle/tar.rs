@@ -1,0 +1,274 @@
+//! The bytes of layers: POSIX ustar, written so that equal trees give equal archives everywhere.
+//!
+//! Names are absolute and keep their slash; times are one second after 1980; owners are given, never read. Long
+//! names that ustar cannot split become a PAX header.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Write},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::Path,
+};
+
+/// 1980-01-01T00:00:01Z
+const MTIME: u64 = 315_532_801;
+const BLOCK: usize = 512;
+/// uid and gid of what a build made.
+const OWNER: u64 = 1000;
+
+/// Whose an entry is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    Cnb,
+    Root,
+}
+
+/// What an entry is, besides its name.
+enum Entry<'a> {
+    File { size: u64 },
+    Folder,
+    Link { target: &'a [u8] },
+}
+
+/// Writes a tree that is on disk at `source`, as if it were at `name`, with the folders above it.
+pub(super) fn tree(out: &mut dyn Write, source: &Path, name: &str) -> io::Result<()> {
+    parents(out, name, Owner::Cnb)?;
+    walk(out, source, name.as_bytes())?;
+    end(out)
+}
+
+/// Writes one executable file, with the folders above it.
+pub(super) fn program(out: &mut dyn Write, name: &str, content: &[u8]) -> io::Result<()> {
+    parents(out, name, Owner::Root)?;
+    header(out, name.as_bytes(), 0o755, Owner::Root, &Entry::File { size: content.len() as u64 })?;
+    out.write_all(content)?;
+    pad(out, content.len() as u64)?;
+    end(out)
+}
+
+/// Writes links, with the folders above the first.
+pub(super) fn links(out: &mut dyn Write, names: &[String], target: &str) -> io::Result<()> {
+    if let Some(first) = names.first() {
+        parents(out, first, Owner::Root)?;
+    }
+    for name in names {
+        header(out, name.as_bytes(), 0o755, Owner::Root, &Entry::Link { target: target.as_bytes() })?;
+    }
+    end(out)
+}
+
+/// Every folder above a name but the root, outermost first.
+fn parents(out: &mut dyn Write, name: &str, owner: Owner) -> io::Result<()> {
+    for (slash, _) in name.match_indices('/').skip(1) {
+        header(out, &name.as_bytes()[..slash], 0o755, owner, &Entry::Folder)?;
+    }
+    Ok(())
+}
+
+fn walk(out: &mut dyn Write, path: &Path, name: &[u8]) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    let mode = metadata.mode() & 0o7777;
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        header(out, name, mode, Owner::Cnb, &Entry::Folder)?;
+        let mut children: Vec<_> =
+            fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+        children.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+        for child in children {
+            walk(out, &path.join(&child), &[name, b"/", child.as_bytes()].concat())?;
+        }
+    } else if kind.is_symlink() {
+        let target = fs::read_link(path)?;
+        header(out, name, 0o777, Owner::Cnb, &Entry::Link { target: target.as_os_str().as_bytes() })?;
+    } else if kind.is_file() {
+        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+        plain(out, file, metadata.len(), name, mode)?;
+    } else {
+        println!("Warning: {} is neither file, folder nor link, and is left out", path.display());
+    }
+    Ok(())
+}
+
+fn plain(out: &mut dyn Write, file: File, size: u64, name: &[u8], mode: u32) -> io::Result<()> {
+    header(out, name, mode, Owner::Cnb, &Entry::File { size })?;
+    let mut content = file.take(size);
+    let copied = io::copy(&mut content, out)?;
+    if copied != size {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("{} became shorter", String::from_utf8_lossy(name)),
+        ));
+    }
+    pad(out, size)
+}
+
+fn header(out: &mut dyn Write, name: &[u8], mode: u32, owner: Owner, entry: &Entry<'_>) -> io::Result<()> {
+    let (kind, size, link): (u8, u64, &[u8]) = match entry {
+        Entry::File { size } => (b'0', *size, b""),
+        Entry::Folder => (b'5', 0, b""),
+        Entry::Link { target } => (b'2', 0, target),
+    };
+    let mut records = Vec::new();
+    if link.len() > 100 || !link.is_ascii() {
+        record(&mut records, "linkpath", link);
+    }
+    let split = split(name);
+    if split.is_none() {
+        record(&mut records, "path", name);
+    }
+    if size >= 8 << 30 {
+        record(&mut records, "size", size.to_string().as_bytes());
+    }
+    if !records.is_empty() {
+        let mut pax = block(&pax_name(name), b"", 0, 0, 0, records.len() as u64, b'x', b"", false);
+        checksum(&mut pax);
+        out.write_all(&pax)?;
+        out.write_all(&records)?;
+        pad(out, records.len() as u64)?;
+    }
+    let id = if owner == Owner::Cnb { OWNER } else { 0 };
+    let shortened = stripped(name);
+    let (prefix, rest) = split.unwrap_or((b"", &shortened));
+    let shown = if size >= 8 << 30 { 0 } else { size };
+    let mut block = block(rest, prefix, mode, id, MTIME, shown, kind, &stripped(link), true);
+    checksum(&mut block);
+    out.write_all(&block)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one for each field of the header")]
+fn block(
+    name: &[u8],
+    prefix: &[u8],
+    mode: u32,
+    id: u64,
+    mtime: u64,
+    size: u64,
+    kind: u8,
+    link: &[u8],
+    devices: bool,
+) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, name);
+    put(100, format!("{mode:07o}\0").as_bytes());
+    put(108, format!("{id:07o}\0").as_bytes());
+    put(116, format!("{id:07o}\0").as_bytes());
+    put(124, format!("{size:011o}\0").as_bytes());
+    put(136, format!("{mtime:011o}\0").as_bytes());
+    put(156, &[kind]);
+    put(157, link);
+    put(257, b"ustar\x0000");
+    if devices {
+        put(329, b"0000000\0");
+        put(337, b"0000000\0");
+    }
+    put(345, prefix);
+    block
+}
+
+fn checksum(block: &mut [u8; BLOCK]) {
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// Prefix and name, when ustar has room for them.
+fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    if !name.is_ascii() {
+        return None;
+    }
+    if name.len() <= 100 {
+        return Some((b"", name));
+    }
+    let slash = name[..name.len().min(156)].iter().rposition(|byte| *byte == b'/')?;
+    let (prefix, rest) = (&name[..slash], &name[slash + 1..]);
+    (slash > 0 && prefix.len() <= 155 && !rest.is_empty() && rest.len() <= 100).then_some((prefix, rest))
+}
+
+/// What fits of a name into its field: ASCII, 100 bytes.
+fn stripped(name: &[u8]) -> Vec<u8> {
+    name.iter().copied().filter(u8::is_ascii).take(100).collect()
+}
+
+fn pax_name(name: &[u8]) -> Vec<u8> {
+    let slash = name.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let (folder, base) = (&name[..slash], name.get(slash + 1..).unwrap_or_default());
+    stripped(&[folder, b"/PaxHeaders.0/", base].concat())
+}
+
+/// `LENGTH KEY=VALUE\n`, where the length counts itself.
+fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + rest.to_string().len();
+    if rest + length.to_string().len() != length {
+        length = rest + length.to_string().len();
+    }
+    records.extend_from_slice(format!("{length} {key}=").as_bytes());
+    records.extend_from_slice(value);
+    records.push(b'\n');
+}
+
+fn pad(out: &mut dyn Write, size: u64) -> io::Result<()> {
+    let over = usize::try_from(size % BLOCK as u64).unwrap_or(0);
+    if over == 0 { Ok(()) } else { out.write_all(&[0; BLOCK][over..]) }
+}
+
+fn end(out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(&[0; 2 * BLOCK])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Digest;
+
+    fn digest(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+        let mut bytes = Vec::new();
+        write(&mut bytes).unwrap();
+        Digest::of(&bytes).to_string()
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_real_exporter() {
+        let link = |kind: &str| format!("/cnb/process/{kind}");
+        let launcher = "/cnb/lifecycle/launcher";
+        let golden = [
+            ("sha256:83d85471d9f8a3834b4e27cf701e3f0aef220cc816d9c173c7d32cd73909a590", vec![link("web")]),
+            (
+                "sha256:c32b6c6d08c5d84a980a518d1dd9093c22b9e003f2b6b468f12fe1e7cd918b3f",
+                vec![link("web"), link("worker")],
+            ),
+        ];
+        for (expected, names) in golden {
+            assert_eq!(digest(|out| links(out, &names, launcher)), expected);
+        }
+        let expected = "sha256:5c5c60267ec5c2d74763990dcab5baa5d2cf88ce7b7154d05e3b48389949d6c1";
+        assert_eq!(digest(|out| program(out, launcher, b"launcher-bytes")), expected);
+    }
+
+    #[test]
+    fn long_and_foreign_names_survive() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = "x".repeat(120);
+        fs::create_dir_all(dir.path().join("ä").join(&long)).unwrap();
+        fs::write(dir.path().join("ä").join(&long).join("file"), "content").unwrap();
+        std::os::unix::fs::symlink("y".repeat(150), dir.path().join("link")).unwrap();
+        let mut bytes = Vec::new();
+        tree(&mut bytes, dir.path(), "/layers/a").unwrap();
+        let mut archive = ::tar::Archive::new(&bytes[..]);
+        let mut names = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let entry = entry.unwrap();
+            names.push(entry.path().unwrap().to_string_lossy().into_owned());
+            if let Some(target) = entry.link_name().unwrap() {
+                assert_eq!(target.to_string_lossy(), "y".repeat(150));
+            }
+        }
+        let file = format!("/layers/a/ä/{long}/file");
+        assert!(names.contains(&file), "{names:?}");
+        assert_eq!(names[..2], ["/layers", "/layers/a"]);
+    }
+}
