@@ -1,6 +1,9 @@
 //! Uploads: Epinio's, and the one that does everything.
 
-use std::{io, time::Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
@@ -22,6 +25,9 @@ use crate::{
 
 /// How many lines of a log may wait for a slow client.
 const QUEUE: usize = 256;
+
+/// How long the last line has until the connection is cut.
+const FLUSH: Duration = Duration::from_millis(200);
 
 /// Multipart form, part `file`.
 pub(super) async fn store(
@@ -123,6 +129,8 @@ async fn go_on(
         Ok(url) => say(sink, &url).await,
         Err(cause) => {
             say(sink, &format!("error: {cause}")).await;
+            // The server writes what it has when it waits for more: the cause must be out before the end.
+            tokio::time::sleep(FLUSH).await;
             // Nobody hears it when the client is gone.
             let _ = sink.send(Err(io::Error::other("the push failed"))).await;
         }

@@ -56,7 +56,8 @@ pub(super) fn build(dirs: &Dirs, input: &Build) -> Result<Built> {
     let config = dirs.layers.join("config");
     fs::create_dir_all(&config).context(1, || format!("creating {}", config.display()))?;
     let metadata = Metadata { buildpack_default_process_type: default, buildpacks: group.group, labels, processes };
-    write_toml(&config.join("metadata.toml"), &metadata)?;
+    let path = config.join("metadata.toml");
+    fs::write(&path, metadata.to_toml()).context(1, || format!("writing {}", path.display()))?;
     Ok(Built { processes: kinds })
 }
 

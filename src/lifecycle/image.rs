@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::{Context as _, Error, Result};
+use super::{Context as _, Result};
 use crate::{
     model::{Digest, ImageName},
     oci::{Client, ConfigFile, Descriptor, Manifest},
@@ -43,6 +43,6 @@ impl Image {
 pub(super) fn connect(address: &str) -> Result<(tokio::runtime::Runtime, Arc<Client>)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context(1, || "starting".to_owned())?;
-    let client = Client::new(address, &super::token()?).map_err(|error| Error::new(1, error.to_string()))?;
+    let client = Client::new(address, &super::token()?).context(1, || "connecting to the registry".to_owned())?;
     Ok((runtime, Arc::new(client)))
 }

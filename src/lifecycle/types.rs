@@ -194,3 +194,65 @@ pub(super) struct Process {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
 }
+
+impl Metadata {
+    /// Every value in one line, with basic strings only: the launcher reads no more of TOML than that. A JSON string is
+    /// a basic string, and a JSON array of strings an array.
+    pub fn to_toml(&self) -> String {
+        fn json(value: &impl Serialize) -> String {
+            serde_json::to_string(value).unwrap_or_default()
+        }
+        let mut text = String::new();
+        let mut line = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
+        if let Some(default) = &self.buildpack_default_process_type {
+            line("buildpack-default-process-type", json(default));
+        }
+        for buildpack in &self.buildpacks {
+            text.push_str("\n[[buildpacks]]\n");
+            let mut line = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
+            line("id", json(&buildpack.id));
+            line("version", json(&buildpack.version));
+            line("api", json(&buildpack.api));
+            if let Some(homepage) = &buildpack.homepage {
+                line("homepage", json(homepage));
+            }
+        }
+        for label in &self.labels {
+            text.push_str(&format!("\n[[labels]]\nkey = {}\nvalue = {}\n", json(&label.key), json(&label.value)));
+        }
+        for process in &self.processes {
+            text.push_str("\n[[processes]]\n");
+            let mut line = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
+            line("type", json(&process.r#type));
+            line("command", json(&process.command));
+            line("args", json(&process.args));
+            line("direct", json(&process.direct));
+            line("buildpack-id", json(&process.buildpack_id));
+            if let Some(dir) = &process.working_dir {
+                line("working-dir", json(dir));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_read_back_as_it_was_written() {
+        let process = Process {
+            r#type: "web".to_owned(),
+            command: vec!["bash".to_owned(), "-c".to_owned()],
+            args: vec!["echo \"$A\"\n'two'\t\\".to_owned()],
+            direct: true,
+            buildpack_id: "a/b".to_owned(),
+            working_dir: None,
+        };
+        let metadata = Metadata { buildpack_default_process_type: Some("web".to_owned()), processes: vec![process.clone()], ..Metadata::default() };
+        let read: Metadata = toml::from_str(&metadata.to_toml()).unwrap();
+        assert_eq!(read.processes, [process]);
+        assert_eq!(read.buildpack_default_process_type.as_deref(), Some("web"));
+    }
+}

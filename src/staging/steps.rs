@@ -2,11 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
 use super::Settings;
 use crate::{
-    lifecycle::phase::{self, RegistryAccess, Target},
+    lifecycle::{
+        PLATFORM_API,
+        phase::{self, RegistryAccess, Target},
+    },
     model::{ImageName, Staging},
     oci::Compression,
     runtime::{Access, Limits, Step, StepBlob, StepFile, StepImage, StepNetwork, StepUser, Trust, VolumeMount},
@@ -14,6 +18,7 @@ use crate::{
 
 /// Where `prepare` finds the uploaded archive.
 const SOURCE: &str = "/run/epiniod/source";
+const ROOTS: &str = "/run/epiniod/roots.pem";
 /// How long our own steps may take.
 const OWN_DEADLINE: Duration = Duration::from_secs(15 * 60);
 
@@ -38,7 +43,8 @@ pub(super) fn prepare(
         cache,
     };
     Ok(Step {
-        files: vec![input_file(&input)?, token_file(token)],
+        files: vec![input_file(&input)?, token_file(token), roots_file()],
+        env: registry_environment(),
         blobs: vec![StepBlob { digest: staging.source, path: SOURCE.to_owned() }],
         volumes: volumes(["rw workspace", "rw layers", "rw platform", "rw cnb"]),
         network: StepNetwork::Daemon,
@@ -92,7 +98,8 @@ pub(super) fn export(
         project: serde_json::json!({}),
     };
     Ok(Step {
-        files: vec![input_file(&input)?, token_file(token)],
+        files: vec![input_file(&input)?, token_file(token), roots_file()],
+        env: registry_environment(),
         volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"]),
         network: StepNetwork::Daemon,
         user: StepUser::Root,
@@ -106,7 +113,7 @@ fn own_step(name: &'static str) -> Step {
         name,
         image: StepImage::Own,
         args: vec!["lifecycle".to_owned(), name.to_owned()],
-        env: BTreeMap::from([("CNB_PLATFORM_API".to_owned(), "0.14".to_owned())]),
+        env: BTreeMap::from([("CNB_PLATFORM_API".to_owned(), PLATFORM_API.to_owned())]),
         files: Vec::new(),
         blobs: Vec::new(),
         volumes: Vec::new(),
@@ -134,6 +141,19 @@ fn input_file(input: &impl Serialize) -> Result<StepFile> {
 
 fn token_file(token: &[u8]) -> StepFile {
     StepFile { path: phase::TOKEN.to_owned(), contents: token.to_vec(), secret: true }
+}
+
+/// The registry is reached without TLS, but its client does not start without some certificate authority, and the
+/// sandboxes of our own steps have none.
+fn roots_file() -> StepFile {
+    let der = webpki_root_certs::TLS_SERVER_ROOT_CERTS.first().map(|der| STANDARD.encode(der)).unwrap_or_default();
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{der}\n-----END CERTIFICATE-----\n");
+    StepFile { path: ROOTS.to_owned(), contents: pem.into_bytes(), secret: false }
+}
+
+fn registry_environment() -> BTreeMap<String, String> {
+    let platform = ("CNB_PLATFORM_API".to_owned(), PLATFORM_API.to_owned());
+    BTreeMap::from([platform, ("SSL_CERT_FILE".to_owned(), ROOTS.to_owned())])
 }
 
 fn target() -> Target {

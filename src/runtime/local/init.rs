@@ -143,6 +143,7 @@ fn inside(spec: &Spec, user_namespace: Option<OwnedFd>, ready: OwnedFd) -> io::R
     sethostname(&spec.hostname)?;
     configure_network(&spec.network).map_err(|error| context("configuring the network", error))?;
     root::enter(spec, user_namespace.as_ref())?;
+    give_output(spec)?;
     chdir(spec.cwd.as_str()).or_else(|_| chdir("/"))?;
     if let Some(user_namespace) = user_namespace {
         setns(user_namespace, CloneFlags::CLONE_NEWUSER)
@@ -154,6 +155,16 @@ fn inside(spec: &Spec, user_namespace: Option<OwnedFd>, ready: OwnedFd) -> io::R
     }
     harden::drop_privileges(spec)?;
     start(spec)
+}
+
+/// The pipes belong to the program's user: programs open `/dev/stdout` again.
+fn give_output(spec: &Spec) -> io::Result<()> {
+    if let Ids::Range { first } = spec.ids {
+        let (uid, gid) = (Some(Uid::from_raw(first + spec.uid)), Some(Gid::from_raw(first + spec.gid)));
+        nix::unistd::fchown(io::stdout(), uid, gid)?;
+        nix::unistd::fchown(io::stderr(), uid, gid)?;
+    }
+    Ok(())
 }
 
 /// Becomes the program.

@@ -130,10 +130,10 @@ fn mount_system(inner: &Inner) -> io::Result<()> {
         let target = inner.existing(&format!("/proc/{name}"))?;
         let path = target.path();
         mount(Some(path.as_str()), path.as_str(), NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
-        let again = inner.existing(&format!("/proc/{name}"))?.path();
+        let again = inner.existing(&format!("/proc/{name}"))?;
         mount(
             NONE,
-            again.as_str(),
+            again.path().as_str(),
             NONE,
             MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | strict | MsFlags::MS_NOEXEC,
             NONE,
@@ -195,14 +195,15 @@ impl Inner {
     }
 
     fn bind(&self, source: &Path, target: &str, read_only: bool) -> io::Result<()> {
-        let place = self.place_for(source, target)?.path();
-        mount(Some(source), place.as_str(), NONE, MsFlags::MS_BIND, NONE).map_err(|error| context(target, error))?;
+        let place = self.place_for(source, target)?;
+        mount(Some(source), place.path().as_str(), NONE, MsFlags::MS_BIND, NONE).map_err(|error| context(target, error))?;
         if read_only { self.make_read_only(target) } else { Ok(()) }
     }
 
     fn make_read_only(&self, target: &str) -> io::Result<()> {
         // Opened again: the descriptor from before names what is below the mount.
-        let place = self.existing(target)?.path();
+        let place = self.existing(target)?;
+        let path = place.path();
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         // A mount that came with more restrictions keeps them, where the caller may not lift them.
         let all = [
@@ -212,7 +213,7 @@ impl Inner {
         ];
         let mut result = Ok(());
         for flags in all {
-            result = mount(NONE, place.as_str(), NONE, flags, NONE);
+            result = mount(NONE, path.as_str(), NONE, flags, NONE);
             if result.is_ok() {
                 break;
             }
@@ -234,10 +235,12 @@ impl Inner {
         let (folder, name) = target.rsplit_once('/').unwrap_or(("", target));
         let folder = self.directory(folder)?;
         let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        match nix::fcntl::openat(&folder, name, flags, Mode::from_bits_truncate(0o644)) {
-            // A link, or a file that this user may not write: it only has to be there.
-            Ok(_) | Err(_) => self.existing(target),
-        }
+        let made = nix::fcntl::openat(&folder, name, flags, Mode::from_bits_truncate(0o644));
+        // A link, or a file that this user may not write, need not be made: it only has to be there.
+        self.existing(target).map_err(|error| match made {
+            Ok(_) => error,
+            Err(made) => context(target, made),
+        })
     }
 
     /// Opens what is there; links lead nowhere but inside.

@@ -183,6 +183,8 @@ impl<'a> Sandbox<'a> {
             .kill_on_drop(true)
             .spawn()
             .map_err(starting())?;
+        // Waiting for the child would close it.
+        let lifeline = child.stdin.take();
         let out = forward(child.stdout.take(), step.name, LogStream::Stdout, log);
         let err = forward(child.stderr.take(), step.name, LogStream::Stderr, log);
         let ended = tokio::select! {
@@ -192,7 +194,7 @@ impl<'a> Sandbox<'a> {
         };
         if matches!(ended, Ended::Cancelled | Ended::Deadline) {
             // The set-up sees its stdin end, kills the program, and ends.
-            drop(child.stdin.take());
+            drop(lifeline);
             let _ = tokio::time::timeout(std::time::Duration::from_secs(5), child.wait()).await;
         }
         let failed = !matches!(ended, Ended::Exit(0) | Ended::Cancelled | Ended::Deadline);
