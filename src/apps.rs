@@ -18,7 +18,6 @@ use std::{
 };
 
 use futures::stream::BoxStream;
-use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 pub use change::{AppChange, NewApp, Restart};
@@ -39,13 +38,15 @@ pub struct Apps {
     table: Arc<RouteTable>,
     settings: Settings,
     /// One deployment, change or deletion of an application at a time.
-    turns: Mutex<HashMap<(Namespace, AppName), Arc<tokio::sync::Mutex<()>>>>,
+    turns: Mutex<HashMap<(Namespace, AppName), Turn>>,
     /// Releases that are on their way in or out: the reconciler leaves them alone.
     in_transit: reconcile::InTransit,
     backends: Mutex<HashMap<(ReleaseId, String, std::net::SocketAddr), Arc<Backend>>>,
-    poke: Notify,
     tasks: TaskTracker,
 }
+
+/// Held by whoever changes an application.
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// What applications are run with.
 #[derive(Debug, Clone)]
@@ -92,7 +93,6 @@ impl Apps {
             turns: Mutex::default(),
             in_transit: Default::default(),
             backends: Mutex::default(),
-            poke: Notify::new(),
             tasks: TaskTracker::new(),
         })
     }

@@ -32,11 +32,14 @@ pub const PLATFORM_API: &str = "0.14";
 /// A TOML or JSON file of a build is at most so large, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
+/// Unpacks an archive into a folder, within limits of bytes and entries; returns how many entries and bytes there were.
+pub type Unpack = fn(archive: &Path, dest: &Path, max_bytes: u64, max_entries: u64) -> Unpacked;
+/// Entries and bytes, or what is wrong with the archive.
+pub type Unpacked = std::result::Result<(u64, u64), String>;
+
 /// What phases need of rooms that they do not know.
 pub struct Hooks {
-    /// Unpacks an archive into a folder, within limits of bytes and entries; returns how many entries and bytes there were.
-    pub unpack:
-        fn(archive: &Path, dest: &Path, max_bytes: u64, max_entries: u64) -> std::result::Result<(u64, u64), String>,
+    pub unpack: Unpack,
     /// Lays the embedded buildpacks out below `/cnb`.
     pub install_buildpacks: fn(cnb: &Path, own_binary: &str) -> io::Result<()>,
 }

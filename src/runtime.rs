@@ -3,7 +3,7 @@
 //! A *job* is one staging's way through its steps (prepare, detect, build, export), each in its own
 //! sandbox, sharing volumes that live until they are discarded. A *workload* is a release with its
 //! instances. Everything is level-triggered: `apply` says what should be, `status` what is, and
-//! `changed` when to look again.
+//! `changes` when to look again.
 
 pub mod local;
 
@@ -40,8 +40,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// All workloads that something is left of.
     async fn workloads(&self) -> Result<Vec<ReleaseId>, Error>;
 
-    /// Ends when some instance changed its state after this was called, or at once when that is not known.
-    async fn changed(&self);
+    /// Counts the changes of states of instances. Subscribe before looking: then no change is missed.
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
 
     /// Stops a workload: SIGTERM, after `grace` SIGKILL. Ends when nothing is left of it.
     async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error>;

@@ -222,7 +222,7 @@ impl Stagings {
         let stagings = Arc::clone(self);
         self.tasks.spawn(async move {
             let id = staging.id.clone();
-            run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, superseded_by }.to_its_end().await;
+            run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, superseded_by }.drive().await;
             stagings.lock().remove(&id);
             let _ = end.send(true);
         });

@@ -125,8 +125,8 @@ impl Apps {
     /// The health gate: every instance accepts connections, and none has ended by itself.
     async fn healthy(&self, release: &Release) -> Result<Result<(), Unhealthy>, Error> {
         let deadline = Instant::now() + self.settings.health_deadline;
+        let mut changes = self.runtime.changes();
         loop {
-            let changed = self.runtime.changed();
             let instances = self.runtime.status(&release.id).await?.unwrap_or_default().instances;
             for instance in &instances {
                 if let InstanceState::BackOff { ended, last_words, .. } = &instance.state {
@@ -142,7 +142,7 @@ impl Apps {
                 return Ok(Err(self.too_late(release).await));
             }
             let soon = deadline.min(Instant::now() + Duration::from_secs(1));
-            let _ = timeout_at(soon, changed).await;
+            let _ = timeout_at(soon, changes.changed()).await;
         }
     }
 

@@ -57,12 +57,19 @@ impl Apps {
     /// Runs until the token is cancelled.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut next_sweep = tokio::time::Instant::now() + INTERVAL;
+        let mut changes = self.runtime.changes();
+        // What changed before this was called counts as well.
+        changes.mark_changed();
         loop {
             let due = tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(next_sweep) => true,
-                () = self.poke.notified() => false,
-                () = self.runtime.changed() => false,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    false
+                }
             };
             let result = if due { self.sweep().await } else { self.refresh().await };
             if due {

@@ -17,8 +17,11 @@ use crate::model::{ReleaseId, Route};
 /// Routes of all applications. Reading takes no lock; a change replaces the table.
 #[derive(Default)]
 pub struct RouteTable {
-    table: ArcSwap<HashMap<String, Vec<(Route, Arc<Target>)>>>,
+    table: ArcSwap<Table>,
 }
+
+/// Routes by host.
+type Table = HashMap<String, Vec<(Route, Arc<Target>)>>;
 
 /// Where the requests of a route go.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ pub struct InFlight(Arc<Backend>);
 impl RouteTable {
     /// Replaces everything. Of several routes that take a path the longest wins.
     pub fn replace(&self, routes: impl IntoIterator<Item = (Route, Arc<Target>)>) {
-        let mut table: HashMap<String, Vec<(Route, Arc<Target>)>> = HashMap::new();
+        let mut table = Table::new();
         for (route, target) in routes {
             table.entry(route.host().to_owned()).or_default().push((route, target));
         }

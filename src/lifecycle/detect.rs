@@ -1,7 +1,7 @@
 //! Detect: the buildpacks are asked, group by group.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -44,8 +44,8 @@ pub(super) fn detect(dirs: &Dirs, input: &Detect) -> Result<Detected> {
     for group in &order.order {
         for element in &group.group {
             let key = format!("{}@{}", element.id, element.version);
-            if !asked.contains_key(&key) {
-                asked.insert(key, ask(dirs, &input.target, element)?);
+            if let Entry::Vacant(place) = asked.entry(key) {
+                place.insert(ask(dirs, &input.target, element)?);
             }
         }
         let answer = |element: &OrderElement| &asked[&format!("{}@{}", element.id, element.version)];

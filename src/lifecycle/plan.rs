@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn groups_are_resolved_as_by_the_real_detector() {
-        let vectors: [(&[&str], Option<(&str, &str)>); 12] = [
+        type Vector = (&'static [&'static str], Option<(&'static str, &'static str)>);
+        let vectors: [Vector; 12] = [
             (&["A? r:x", "B"], Some(("B", ""))),
             (&["A r:x", "B"], None),
             (&["A p:x", "B"], None),

@@ -250,7 +250,11 @@ mod tests {
             buildpack_id: "a/b".to_owned(),
             working_dir: None,
         };
-        let metadata = Metadata { buildpack_default_process_type: Some("web".to_owned()), processes: vec![process.clone()], ..Metadata::default() };
+        let metadata = Metadata {
+            buildpack_default_process_type: Some("web".to_owned()),
+            processes: vec![process.clone()],
+            ..Metadata::default()
+        };
         let read: Metadata = toml::from_str(&metadata.to_toml()).unwrap();
         assert_eq!(read.processes, [process]);
         assert_eq!(read.buildpack_default_process_type.as_deref(), Some("web"));

@@ -104,7 +104,7 @@ fn check_label(name: &str) -> Result<(), &'static str> {
     let body = |c: &u8| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == b'-';
     let bytes = name.as_bytes();
     let well_formed = (1..=63).contains(&bytes.len())
-        && bytes.iter().all(|c| body(c))
+        && bytes.iter().all(body)
         && bytes[0].is_ascii_lowercase()
         && bytes[bytes.len() - 1] != b'-';
     if well_formed { Ok(()) } else { Err(LABEL_RULE) }

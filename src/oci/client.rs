@@ -41,11 +41,8 @@ pub struct Client {
 impl Client {
     /// `address` is `host:port`; the token goes with every request.
     pub fn new(address: &str, token: &str) -> Result<Self, Error> {
-        let config = ClientConfig {
-            protocol: ClientProtocol::Http,
-            read_timeout: Some(SILENCE),
-            ..ClientConfig::default()
-        };
+        let config =
+            ClientConfig { protocol: ClientProtocol::Http, read_timeout: Some(SILENCE), ..ClientConfig::default() };
         let distribution = Distribution::try_from(config)
             .map_err(|source| Error::Registry { doing: "starting".to_owned(), source })?;
         let http = reqwest::Client::builder()

@@ -123,8 +123,8 @@ impl Runtime for LocalRuntime {
         Ok(self.instances.workloads())
     }
 
-    async fn changed(&self) {
-        self.instances.changed().await;
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.instances.changes()
     }
 
     async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error> {

@@ -114,7 +114,9 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, name).unwrap();
         };
-        ["app.py", "node_modules/x/y.js", ".git/HEAD", "sub/keep.txt", "sub/drop.log"].map(write);
+        ["app.py", "node_modules/x/y.js", ".git/HEAD", "sub/keep.txt", "sub/drop.log"]
+            .iter()
+            .for_each(|name| write(name));
         fs::write(dir.path().join(IGNORE_FILE), "node_modules\n*.log\n").unwrap();
         let (mut first, mut second) = (Vec::new(), Vec::new());
         let stats = pack(dir.path(), &mut first).unwrap();

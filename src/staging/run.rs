@@ -54,7 +54,7 @@ impl<E: std::error::Error> From<E> for Stop {
 }
 
 impl Run {
-    pub async fn to_its_end(mut self) {
+    pub async fn drive(mut self) {
         let result = match self.place().await {
             Ok(_place) => self.work().await,
             Err(stop) => Err(stop),

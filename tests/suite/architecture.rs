@@ -7,12 +7,13 @@ use std::{
 };
 
 /// Rooms in layers: a room may use rooms of later layers only.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["cli"],
     &["daemon"],
     &["api", "edge"],
-    &["staging", "apps", "source"],
-    &["lifecycle", "base", "acme", "auth", "buildpacks"],
+    &["staging", "apps"],
+    &["source"],
+    &["lifecycle", "base", "auth", "buildpacks"],
     &["runtime", "launcher"],
     &["oci"],
     &["blob", "store"],

@@ -31,10 +31,13 @@ pub(super) struct Uploads {
     sessions: Mutex<HashMap<String, Session>>,
 }
 
+/// None once it was finished or has failed.
+type Upload = Arc<tokio::sync::Mutex<Option<Box<dyn BlobWriter>>>>;
+
 struct Session {
     repository: String,
     used: Instant,
-    upload: Arc<tokio::sync::Mutex<Option<Box<dyn BlobWriter>>>>,
+    upload: Upload,
 }
 
 impl Uploads {
@@ -50,7 +53,7 @@ impl Uploads {
         Ok(id)
     }
 
-    fn find(&self, repository: &str, id: &str) -> Result<Arc<tokio::sync::Mutex<Option<Box<dyn BlobWriter>>>>, Error> {
+    fn find(&self, repository: &str, id: &str) -> Result<Upload, Error> {
         let mut sessions = self.lock();
         let session = sessions.get_mut(id).filter(|session| session.repository == repository);
         let session = session.ok_or(Error::UploadUnknown)?;

@@ -142,10 +142,8 @@ impl Instances {
         self.lock().keys().cloned().collect()
     }
 
-    pub async fn changed(&self) {
-        let mut changes = self.changes.subscribe();
-        // The sender lives as long as this does.
-        let _ = changes.changed().await;
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     pub async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error> {

@@ -103,14 +103,19 @@ impl Bridge {
     fn open(&self) -> io::Result<()> {
         let mut netlink = Netlink::route()?;
         if !exists(&self.name) {
-            if other_has(self.first)? {
+            if !others(self.first, &self.name)?.is_empty() {
                 return Err(io::Error::from(io::ErrorKind::AddrInUse));
             }
             netlink.add_bridge(&self.name, self.mtu)?;
         }
+        // Somebody else may have looked at the same moment: of two with the same subnet the later name gives way.
         match netlink.add_address(&self.name, self.gateway(), PREFIX) {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
             _ => {}
+        }
+        if others(self.first, &self.name)?.iter().any(|other| *other < self.name) {
+            netlink.delete(&self.name)?;
+            return Err(io::Error::from(io::ErrorKind::AddrInUse));
         }
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.name), "1");
         netlink.up(&self.name)?;
@@ -160,14 +165,17 @@ fn exists(interface: &str) -> bool {
     nix::net::if_::if_nametoindex(interface).is_ok()
 }
 
-/// Does another interface have an address of this subnet?
-fn other_has(first: Ipv4Addr) -> io::Result<bool> {
+/// The other interfaces that have an address of this subnet.
+fn others(first: Ipv4Addr, own: &str) -> io::Result<Vec<String>> {
     let mask = u32::MAX << (32 - PREFIX);
     let addresses = nix::ifaddrs::getifaddrs()?;
-    Ok(addresses
-        .into_iter()
-        .filter_map(|interface| interface.address?.as_sockaddr_in().map(|address| address.ip()))
-        .any(|address| address.to_bits() & mask == first.to_bits()))
+    let is_inside = |interface: &nix::ifaddrs::InterfaceAddress| {
+        let address =
+            interface.address.as_ref().and_then(|address| address.as_sockaddr_in().map(|address| address.ip()));
+        address.is_some_and(|address| address.to_bits() & mask == first.to_bits())
+    };
+    let names = addresses.into_iter().filter(is_inside).map(|interface| interface.interface_name);
+    Ok(names.filter(|name| name != own).collect())
 }
 
 /// The MTU of the interface of the default route.

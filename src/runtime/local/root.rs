@@ -196,7 +196,8 @@ impl Inner {
 
     fn bind(&self, source: &Path, target: &str, read_only: bool) -> io::Result<()> {
         let place = self.place_for(source, target)?;
-        mount(Some(source), place.path().as_str(), NONE, MsFlags::MS_BIND, NONE).map_err(|error| context(target, error))?;
+        mount(Some(source), place.path().as_str(), NONE, MsFlags::MS_BIND, NONE)
+            .map_err(|error| context(target, error))?;
         if read_only { self.make_read_only(target) } else { Ok(()) }
     }
 

@@ -27,6 +27,16 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon with an empty data directory.
     pub fn start() -> Self {
+        // The first one fetches the packages that all need; the others find them.
+        static WARM: std::sync::Once = std::sync::Once::new();
+        WARM.call_once(|| {
+            let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/procfile");
+            Self::start_cold().push("warm", &sample);
+        });
+        Self::start_cold()
+    }
+
+    fn start_cold() -> Self {
         let dir = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in(scratch()).expect("a temporary folder");
         let mut daemon = Self {
             port: free_port(),
@@ -44,7 +54,8 @@ impl Daemon {
 
     /// Starts the daemon again, on the same ports and data.
     pub fn resume(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.dir.path().join("daemon.log")).expect("a log");
+        let log =
+            fs::File::options().create(true).append(true).open(self.dir.path().join("daemon.log")).expect("a log");
         let child = self
             .command(["serve"])
             .env("EPINIOD_ADMIN_PASSWORD", &self.password)
@@ -62,10 +73,6 @@ impl Daemon {
         let mut child = self.child.take().expect("a running daemon");
         child.kill().expect("the daemon can be killed");
         child.wait().expect("the daemon can be reaped");
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("a running daemon").id()
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -146,10 +153,10 @@ impl Daemon {
     /// All daemons of the tests use the same downloaded packages: the mirror is asked once.
     fn share_package_cache(&self) {
         let shared = scratch().join("epiniod-test-packages");
-        let cache = self.data_dir().join("cache");
+        let cache = self.data_dir().join("cache/debian");
         fs::create_dir_all(&shared).expect("a folder for packages");
         fs::create_dir_all(&cache).expect("a folder for caches");
-        std::os::unix::fs::symlink(shared, cache.join("debian")).expect("a link to the packages");
+        std::os::unix::fs::symlink(shared, cache.join("files")).expect("a link to the packages");
     }
 
     /// A shell whose stdin ends with this process: then it stops the daemon and every application.
