@@ -17,7 +17,7 @@ use super::{
 
 #[derive(Debug, Args)]
 pub struct Login {
-    /// Address of the API, such as http://epinio.localhost:8080
+    /// Address of the API, such as `http://epinio.localhost:8080`
     url: String,
     /// User; asked for when not given
     #[arg(long, short)]
