@@ -21,6 +21,8 @@ const LAYERS: [&[&str]; 10] = [
 ];
 /// Rooms that only some may use, and which.
 const ONLY_FROM: [(&str, &[&str]); 1] = [("config", &["cli", "daemon"])];
+/// Programs of their own, compiled apart.
+const SEPARATE: [&str; 2] = ["launcher/program", "runtime/local/monitor"];
 /// Rooms that all may use.
 const FROM_ANYWHERE: [&str; 1] = ["telemetry"];
 
@@ -78,6 +80,9 @@ fn layer(room: &str) -> Option<usize> {
 
 /// `None` for main.rs, lib.rs and what is compiled apart.
 fn room_of(relative: &Path) -> Option<String> {
+    if SEPARATE.iter().any(|program| relative.starts_with(program)) {
+        return None;
+    }
     let first = relative.components().next()?.as_os_str().to_str()?;
     let room = first.strip_suffix(".rs").unwrap_or(first);
     (!matches!(room, "main" | "lib")).then(|| room.to_owned())

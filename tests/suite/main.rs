@@ -1,6 +1,10 @@
 //! What epiniod does, seen from outside: one module per behaviour.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod applications;
 mod architecture;
 mod base_images;
+mod registry;
+mod source_archives;
+mod store_contract;
 mod support;

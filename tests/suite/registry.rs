@@ -1,0 +1,156 @@
+//! The registry, with its own client and with skopeo.
+
+use std::{process::Command, sync::Arc};
+
+use async_trait::async_trait;
+use epiniod::{
+    blob::DiskBlobs,
+    oci::{
+        Client, Compression, ConfigFile, Descriptor, MEDIA_TYPE_CONFIG, Manifest, RootFs,
+        registry::{Action, Authenticator, Registry, Verdict},
+    },
+    store::{DiskStore, Objects},
+};
+use tempfile::TempDir;
+
+/// The password `letmein` may do everything but delete.
+struct Password;
+
+#[async_trait]
+impl Authenticator for Password {
+    async fn permits(&self, authorization: Option<&str>, _: Option<&str>, action: Action) -> Verdict {
+        match authorization {
+            // `token:letmein`
+            Some("Basic dG9rZW46bGV0bWVpbg==") if action != Action::Delete => Verdict::Allowed,
+            Some("Basic dG9rZW46bGV0bWVpbg==") => Verdict::Denied,
+            _ => Verdict::Unknown,
+        }
+    }
+}
+
+struct Place {
+    _dir: TempDir,
+    registry: Registry,
+    address: String,
+    client: Client,
+}
+
+async fn start() -> Place {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let objects = Objects::new(DiskStore::open(&dir.path().join("store")).unwrap());
+    let registry = Registry::new(objects, DiskBlobs::open(&dir.path().join("blobs")).unwrap());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let router = registry.router(Arc::new(Password));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let client = Client::new(&address, "letmein").unwrap();
+    Place { _dir: dir, registry, address, client }
+}
+
+/// An image of one layer; its manifest's digest.
+async fn push(place: &Place, repository: &str, tag: &str, content: &'static [u8]) -> Result<String, String> {
+    let text = |error: epiniod::oci::ClientError| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        format!("{error}: {cause}")
+    };
+    let write = move |out: &mut dyn std::io::Write| {
+        let mut archive = tar::Builder::new(out);
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, "file", content)?;
+        archive.finish()
+    };
+    let layer = place.client.push_layer(repository, Compression::Zstd, write).await.map_err(text)?;
+    let config = ConfigFile {
+        architecture: "amd64".to_owned(),
+        os: "linux".to_owned(),
+        rootfs: RootFs { diff_ids: vec![layer.diff_id], ..RootFs::default() },
+        ..ConfigFile::default()
+    };
+    let config = serde_json::to_vec(&config).unwrap();
+    let size = config.len() as u64;
+    let digest = place.client.push_blob(repository, config).await.map_err(text)?;
+    let manifest = Manifest::image(Descriptor::new(MEDIA_TYPE_CONFIG, digest, size), vec![layer.blob]);
+    Ok(place.client.push_manifest(repository, tag, &manifest).await.map_err(text)?.to_string())
+}
+
+async fn status(place: &Place, method: &str, path: &str, range: Option<&str>) -> (u16, String) {
+    let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+    let mut request = reqwest::Client::new().request(method, format!("http://{}{path}", place.address));
+    if let Some(range) = range {
+        request = request.header("Range", range);
+    }
+    let response = request.basic_auth("token", Some("letmein")).send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pushed_is_read_again_and_tags_of_applications_stay() {
+    let place = start().await;
+    let digest = push(&place, "workspace/app", "one", b"hello").await.unwrap();
+    let (found, manifest) = place.client.manifest("workspace/app", "one").await.unwrap().unwrap();
+    assert_eq!(found.to_string(), digest);
+    let mut bytes = Vec::new();
+    place.client.pull_blob("workspace/app", &manifest.layers[0], &mut bytes).await.unwrap();
+    assert_eq!(epiniod::model::Digest::of(&bytes), manifest.layers[0].digest);
+    assert_eq!(place.client.manifest("workspace/app", "none").await.unwrap(), None);
+    let moved = push(&place, "workspace/app", "one", b"another").await.unwrap_err();
+    assert!(moved.contains("cannot be moved"), "{moved}");
+    push(&place, "epiniod/cache/workspace/app", "latest", b"a").await.unwrap();
+    push(&place, "epiniod/cache/workspace/app", "latest", b"b").await.unwrap();
+    assert_eq!(place.registry.tags("workspace/app").await.unwrap(), ["one"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_is_read_only_where_it_is_and_by_whom_it_may() {
+    let place = start().await;
+    push(&place, "workspace/mine", "one", b"secret").await.unwrap();
+    let (_, manifest) = place.client.manifest("workspace/mine", "one").await.unwrap().unwrap();
+    let layer = &manifest.layers[0];
+    let path = |repository: &str| format!("/v2/{repository}/blobs/{}", layer.digest);
+    assert_eq!(status(&place, "GET", &path("workspace/mine"), None).await.0, 200);
+    assert_eq!(status(&place, "GET", &path("workspace/other"), None).await.0, 404);
+    assert_eq!(status(&place, "GET", &path("workspace/mine"), Some("bytes=0-3")).await.0, 206);
+    assert_eq!(status(&place, "GET", &path("workspace/mine"), Some("bytes=999999-")).await.0, 416);
+    assert_eq!(status(&place, "DELETE", &path("workspace/mine"), None).await.0, 403);
+    let open = reqwest::get(format!("http://{}/v2/", place.address)).await.unwrap();
+    assert_eq!(open.status(), 401);
+    assert!(open.headers().contains_key("WWW-Authenticate"));
+    assert!(place.client.mount("workspace/other", "workspace/mine", &layer.digest).await.unwrap());
+    assert_eq!(status(&place, "GET", &path("workspace/other"), None).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_copies_and_inspects() {
+    if Command::new("skopeo").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: skopeo is not installed; tests/gate installs it");
+        return;
+    }
+    let place = start().await;
+    let digest = push(&place, "workspace/app", "one", b"for skopeo").await.unwrap();
+    let skopeo = |arguments: &[&str]| {
+        let output = Command::new("skopeo").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let image = format!("docker://{}/workspace/app:one", place.address);
+    let copy = format!("docker://{}/workspace/copy:one", place.address);
+    let inspected = tokio::task::block_in_place(|| {
+        skopeo(&[
+            "copy",
+            "--preserve-digests",
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+            "--src-creds",
+            "token:letmein",
+            "--dest-creds",
+            "token:letmein",
+            &image,
+            &copy,
+        ]);
+        skopeo(&["inspect", "--tls-verify=false", "--creds", "token:letmein", &copy])
+    });
+    assert!(inspected.contains(&digest), "{inspected}");
+}

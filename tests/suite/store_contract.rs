@@ -1,0 +1,139 @@
+//! What every store does, and what the one on disk survives.
+
+use std::{fs, path::Path, sync::Arc};
+
+use epiniod::store::{DiskStore, Error, Event, Key, Kind, Object, Page, SharedStore};
+use serde_json::json;
+
+fn key(name: &str) -> Key {
+    Key { kind: Kind::App, namespace: "ns".to_owned(), name: name.to_owned() }
+}
+
+fn object(name: &str, value: u32) -> Object {
+    Object { key: key(name), uid: String::new(), version: 0, schema: 1, body: json!({ "value": value }) }
+}
+
+fn open(dir: &Path) -> SharedStore {
+    DiskStore::open(dir).unwrap()
+}
+
+/// Opens again what was just closed: the writer lets the lock go when it has ended.
+fn reopen(dir: &Path) -> SharedStore {
+    for _ in 0..500 {
+        if let Ok(store) = DiskStore::open(dir) {
+            return store;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("the store could not be opened again within 5 s")
+}
+
+#[tokio::test]
+async fn objects_are_created_once_and_changed_by_who_saw_them_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut changes = store.watch(Kind::App);
+    let first = store.put(object("a", 1)).await.unwrap();
+    assert!(first.version > 0 && !first.uid.is_empty());
+    assert!(matches!(store.put(object("a", 2)).await, Err(Error::Conflict(_))), "creating twice");
+    let second = store.put(Object { body: json!({ "value": 2 }), ..first.clone() }).await.unwrap();
+    assert!(second.version > first.version && second.uid == first.uid);
+    assert!(matches!(store.put(first.clone()).await, Err(Error::Conflict(_))), "writing what is old");
+    assert_eq!(store.get(&key("a")).await.unwrap(), Some(second.clone()));
+    assert!(matches!(store.delete(&key("a"), Some(first.version)).await, Err(Error::Conflict(_))));
+    store.delete(&key("a"), Some(second.version)).await.unwrap();
+    assert!(matches!(store.delete(&key("a"), None).await, Err(Error::NotFound(_))));
+    assert_eq!(store.get(&key("a")).await.unwrap(), None);
+    let again = store.put(object("a", 3)).await.unwrap();
+    assert_ne!(again.uid, first.uid, "a uid is never used twice");
+    assert!(matches!(changes.recv().await, Ok(Event::Put(object)) if object == first));
+    let large = Object { body: json!("x".repeat(300_000)), ..object("large", 0) };
+    assert!(matches!(store.put(large).await, Err(Error::TooLarge { .. })));
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for name in ["c", "a", "b"] {
+        store.put(object(name, 0)).await.unwrap();
+    }
+    let other = Key { namespace: "other".to_owned(), ..key("z") };
+    store.put(Object { key: other, ..object("z", 0) }).await.unwrap();
+    let mut page = Page { namespace: Some("ns".to_owned()), after: None, limit: 2 };
+    let first = store.list(Kind::App, &page).await.unwrap();
+    page.after = first.next.clone();
+    let second = store.list(Kind::App, &page).await.unwrap();
+    let names: Vec<_> = first.objects.iter().chain(&second.objects).map(|object| object.key.name.as_str()).collect();
+    assert_eq!((names, second.next), (vec!["a", "b", "c"], None));
+}
+
+#[tokio::test]
+async fn of_many_writers_of_one_object_each_change_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.put(object("counter", 0)).await.unwrap();
+    let adds = (0..20).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            loop {
+                let mut found = store.get(&key("counter")).await.unwrap().unwrap();
+                found.body = json!({ "value": found.body["value"].as_u64().unwrap() + 1 });
+                match store.put(found).await {
+                    Err(Error::Conflict(_)) => tokio::task::yield_now().await,
+                    result => return drop(result.unwrap()),
+                }
+            }
+        })
+    });
+    for add in adds.collect::<Vec<_>>() {
+        add.await.unwrap();
+    }
+    assert_eq!(store.get(&key("counter")).await.unwrap().unwrap().body["value"], 20);
+}
+
+#[tokio::test]
+async fn a_torn_line_is_cut_off_and_a_lost_or_broken_index_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = open(dir.path()).put(object("kept", 7)).await.unwrap();
+    let journal = dir.path().join("journal");
+    type Damage = (&'static str, fn(&Path));
+    let damage: [Damage; 3] = [
+        ("torn line", |dir| {
+            use std::io::Write as _;
+            let mut journal = fs::File::options().append(true).open(dir.join("journal")).unwrap();
+            journal.write_all(b"{\"seq\":99,\"put\":{\"ki").unwrap();
+        }),
+        ("lost index", |dir| fs::remove_dir_all(dir.join("index")).unwrap()),
+        ("broken index", |dir| fs::write(dir.join("index/db"), "nonsense").unwrap()),
+    ];
+    for (what, break_it) in damage {
+        drop(reopen(dir.path()));
+        wait_for_lock(dir.path());
+        break_it(dir.path());
+        let store = reopen(dir.path());
+        assert_eq!(store.get(&key("kept")).await.unwrap().as_ref(), Some(&kept), "{what}");
+        store.put(object(&what.replace(' ', "-"), 1)).await.unwrap();
+    }
+    let text = fs::read_to_string(journal).unwrap();
+    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
+}
+
+/// A store that was dropped ends a moment later.
+fn wait_for_lock(dir: &Path) {
+    drop(reopen(dir));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+}
+
+#[tokio::test]
+async fn a_store_belongs_to_one_daemon_and_a_newer_format_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let taken = DiskStore::open(dir.path()).err().expect("a second one is refused").to_string();
+    assert!(taken.contains("another epiniod uses it"), "{taken}");
+    drop(store);
+    let newer = tempfile::tempdir().unwrap();
+    fs::write(newer.path().join("journal"), "{\"journal\":2,\"generation\":1}\n").unwrap();
+    let refused = DiskStore::open(newer.path()).err().expect("a newer format is refused").to_string();
+    assert!(refused.contains("newer than this epiniod"), "{refused}");
+}
