@@ -15,6 +15,7 @@ mod applications;
 mod credential;
 mod environment;
 mod error;
+mod json;
 mod logs;
 mod models;
 mod namespaces;
@@ -88,7 +89,6 @@ pub fn router(state: ApiState, more: Router) -> Router {
         .with_state(state.clone());
     Router::new()
         .route("/ready", get(system::ready))
-        .route("/api/v1/info", get(system::info).with_state(state))
         .merge(protected)
         .nest("/wapi/v1", websockets)
         .fallback(system::not_found)
@@ -104,11 +104,13 @@ fn v1() -> Router<ApiState> {
         .route("/environment", get(environment::list).post(environment::set))
         .route("/environment/{name}", get(environment::show).delete(environment::unset));
     Router::new()
+        .route("/info", get(system::info))
         .route("/me", get(system::me))
         .route("/authtoken", get(system::token))
         .route("/namespaces", get(namespaces::list).post(namespaces::create).delete(namespaces::delete_many))
         .route("/namespaces/{namespace}", get(namespaces::show).delete(namespaces::delete))
         .route("/namespacematches", get(namespaces::matches))
+        .route("/namespacematches/", get(namespaces::matches))
         .route("/namespacematches/{pattern}", get(namespaces::matches))
         .route("/applications", get(applications::list_all))
         .route(
@@ -116,6 +118,7 @@ fn v1() -> Router<ApiState> {
             get(applications::list).post(applications::create).delete(applications::delete_many),
         )
         .route("/namespaces/{namespace}/appsmatches", get(applications::matches))
+        .route("/namespaces/{namespace}/appsmatches/", get(applications::matches))
         .route("/namespaces/{namespace}/appsmatches/{pattern}", get(applications::matches))
         .route("/namespaces/{namespace}/staging/{stage}/complete", get(staging::complete))
         .route("/namespaces/{namespace}/staging/{stage}", get(staging::show))

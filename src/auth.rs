@@ -43,7 +43,7 @@ pub struct Auth {
     /// Of this process only: what is remembered is worth nothing elsewhere.
     remembering: hmac::Key,
     remembered: Mutex<HashMap<String, (Vec<u8>, Principal)>>,
-    checks: Semaphore,
+    checks: Arc<Semaphore>,
 }
 
 /// The user that the first start created.
@@ -61,7 +61,7 @@ impl Auth {
             signing,
             remembering: hmac::Key::new(hmac::HMAC_SHA256, &random::<32>()),
             remembered: Mutex::default(),
-            checks: Semaphore::new(CHECKS_AT_ONCE),
+            checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
         }))
     }
 
@@ -83,14 +83,18 @@ impl Auth {
         if let Some(principal) = self.remembered(name, proof.as_ref()) {
             return Ok(Some(principal));
         }
-        let _turn = self.checks.acquire().await;
+        let turn = Arc::clone(&self.checks).acquire_owned().await.ok();
+        // Whoever waited may find that somebody else has paid meanwhile.
+        if let Some(principal) = self.remembered(name, proof.as_ref()) {
+            return Ok(Some(principal));
+        }
         let found = match name.parse::<UserName>() {
             Ok(name) => self.objects.get::<User>(&User::key_of(&name)).await?.map(|stored| stored.value),
             Err(_) => None,
         };
         // Somebody who does not exist takes as long as a wrong password.
         let hash = found.as_ref().map_or(user::NOBODY, |user| user.hash.as_str()).to_owned();
-        let matches = user::verify(hash, password.to_owned()).await?;
+        let matches = user::verify(hash, password.to_owned(), turn).await?;
         let Some(user) = found.filter(|_| matches) else { return Ok(None) };
         let principal = Principal { name: user.name, role: user.role };
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{
     ApiError, ApiState,
     credential::Caller,
+    json::Body,
     models::{self, AppCreateRequest, AppUpdateRequest, NamesResponse, ok},
     namespaces::{listed, parse},
 };
@@ -33,7 +34,7 @@ pub(super) async fn create(
     State(state): State<ApiState>,
     Path(namespace): Path<String>,
     caller: Caller,
-    Json(request): Json<AppCreateRequest>,
+    Body(request): Body<AppCreateRequest>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let namespace = parse(&namespace)?;
     let name = request.name.parse()?;
@@ -53,7 +54,7 @@ pub(super) async fn show(
 pub(super) async fn update(
     State(state): State<ApiState>,
     Path(path): Path<(String, String)>,
-    Json(request): Json<AppUpdateRequest>,
+    Body(request): Body<AppUpdateRequest>,
 ) -> Result<Json<Value>, ApiError> {
     let (namespace, name) = names(&path)?;
     state.apps.update(&namespace, &name, request.change()?).await?;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     ApiError, ApiState,
     applications::{find, names},
+    json::Body,
     models::{self, ok},
 };
 use crate::apps::AppChange;
@@ -28,7 +29,7 @@ pub(super) async fn list(
 pub(super) async fn set(
     State(state): State<ApiState>,
     Path(path): Path<(String, String)>,
-    Json(variables): Json<BTreeMap<String, String>>,
+    Body(variables): Body<BTreeMap<String, String>>,
 ) -> Result<Json<Value>, ApiError> {
     let environment = Some(models::environment(variables)?);
     change(&state, &path, AppChange { environment, ..AppChange::default() }).await

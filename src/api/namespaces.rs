@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     ApiError, ApiState,
+    json::Body,
     models::{NamesResponse, NamespaceCreate, ok},
 };
 use crate::{apps::NamespaceRecord, model::Namespace};
@@ -23,7 +24,7 @@ pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, A
 
 pub(super) async fn create(
     State(state): State<ApiState>,
-    Json(request): Json<NamespaceCreate>,
+    Body(request): Body<NamespaceCreate>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     state.apps.create_namespace(&request.name.parse()?).await?;
     Ok((StatusCode::CREATED, ok()))

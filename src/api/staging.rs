@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     ApiError, ApiState,
     applications::{find, names},
+    json::Body,
     models::{self, DeployRequest, StageRequest},
     namespaces::parse,
 };
@@ -30,7 +31,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 pub(super) async fn stage(
     State(state): State<ApiState>,
     Path(path): Path<(String, String)>,
-    Json(request): Json<StageRequest>,
+    Body(request): Body<StageRequest>,
 ) -> Result<Json<Value>, ApiError> {
     let app = find(&state, &path).await?;
     same(&request.app, &path)?;
@@ -45,7 +46,7 @@ pub(super) async fn stage(
 pub(super) async fn deploy(
     State(state): State<ApiState>,
     Path(path): Path<(String, String)>,
-    Json(request): Json<DeployRequest>,
+    Body(request): Body<DeployRequest>,
 ) -> Result<Json<Value>, ApiError> {
     let app = find(&state, &path).await?;
     same(&request.app, &path)?;

@@ -6,7 +6,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Apps, Backend, Error, release_id};
 use crate::{
-    model::{App, AppName, ImageName, Namespace, Origin, Release, ReleaseId, ReleaseState, Route, StageId, Timestamp},
+    model::{
+        App, AppName, ImageName, Namespace, Origin, Release, ReleaseId, ReleaseState, Route, StageId, Staging,
+        StagingState, Timestamp,
+    },
     runtime::{Ended, InstanceState, Workload},
     store::{self, Key},
 };
@@ -69,8 +72,24 @@ impl Apps {
 
     pub(super) async fn redeploy(&self, app: &App) -> Result<Deployed, Error> {
         let never = || Error::NeverDeployed(app.name.clone());
-        let image = app.image.clone().ok_or_else(never)?;
-        let deployment = Deployment { image, stage_id: app.stage_id.clone(), origin: None };
+        // A newer staging that is done has an image that nobody deployed yet ("restage"): it goes live now.
+        let staged = match &app.stage_id {
+            Some(id) => {
+                self.objects.get::<Staging>(&Key::staging(&app.namespace, id)).await?.map(|stored| stored.value)
+            }
+            None => None,
+        };
+        let staged = staged
+            .filter(|staging| staging.state == StagingState::Done)
+            .and_then(|staging| Some((staging.image?, Some(staging.id))));
+        let serving = match app.release {
+            Some(number) => {
+                self.release(&release_id(app, number)).await?.map(|release| (release.image, release.stage_id))
+            }
+            None => None,
+        };
+        let (image, stage_id) = staged.or(serving).ok_or_else(never)?;
+        let deployment = Deployment { image, stage_id, origin: None };
         self.roll_out(&app.namespace, &app.name, deployment).await
     }
 

@@ -2,6 +2,7 @@
 
 use argon2::{Argon2, PasswordHash, PasswordHasher as _, PasswordVerifier as _};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Error;
 use crate::{
@@ -61,8 +62,10 @@ pub(super) async fn hash(password: String) -> Result<String, Error> {
     hashed.await?.map_err(Error::Hash)
 }
 
-pub(super) async fn verify(hash: String, password: String) -> Result<bool, Error> {
+/// The turn ends with the check, also when nobody waits for it any more.
+pub(super) async fn verify(hash: String, password: String, turn: Option<OwnedSemaphorePermit>) -> Result<bool, Error> {
     let verified = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let parsed = PasswordHash::new(&hash).map_err(|error| error.to_string())?;
         Ok(Argon2::default().verify_password(password.as_bytes(), &parsed).is_ok())
     });

@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_and_the_rest_has_defaults() {
-        assert!(toml::from_str::<ConfigFile>("listen = '1.2.3.4:5'").is_err());
+        assert!(toml::from_str::<ConfigFile>("listn = '1.2.3.4:5'").is_err());
         assert!(toml::from_str::<ConfigFile>("[builds]\nmemory = 1").is_err());
         let file: ConfigFile = toml::from_str("system_domain = 'example.com'\n[sources]\nmax_entries = 7").unwrap();
         assert_eq!((file.system_domain.as_deref(), file.sources.max_entries), (Some("example.com"), 7));

@@ -63,9 +63,11 @@ impl Proxy {
         let upgrade = wanted_upgrade(request.headers());
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         prepare(&mut request, peer, upgrade.as_ref());
-        // A request without a body can be sent again; one with a body only while nothing of it was read.
+        // A safe request may be sent twice (RFC 9110, section 9.2.2). Any other is sent to a backend that was seen to
+        // accept a connection a moment ago.
         let repeatable =
             matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && is_empty(&request);
+        let backend = if repeatable { backend } else { reachable(backend, &another).await };
         let (head, body) = request.into_parts();
         let (mut body, mut backend) = (Some(body), backend);
         for attempt in 1.. {
@@ -77,8 +79,7 @@ impl Proxy {
             match self.client.request(again).await {
                 Ok(response) => return finish(response, backend, client_side),
                 Err(error) => {
-                    let unseen = error.is_connect() || repeatable;
-                    let next = (unseen && repeatable && attempt < ATTEMPTS).then(&another).flatten();
+                    let next = (repeatable && attempt < ATTEMPTS).then(&another).flatten();
                     match next {
                         Some(next) => backend = next,
                         None => return failed(&accept, &backend, &error),
@@ -88,6 +89,21 @@ impl Proxy {
         }
         unreachable!("the loop ends by a return")
     }
+}
+
+/// The backend, or another one when it does not accept connections any more.
+async fn reachable(mut backend: InFlight, another: impl Fn() -> Option<InFlight>) -> InFlight {
+    for _ in 1..ATTEMPTS {
+        let connect = tokio::net::TcpStream::connect(backend.address());
+        if matches!(tokio::time::timeout(CONNECT, connect).await, Ok(Ok(_))) {
+            break;
+        }
+        match another() {
+            Some(next) => backend = next,
+            None => break,
+        }
+    }
+    backend
 }
 
 /// The response as the client gets it. The backend is busy until its body, or the tunnel, has ended.

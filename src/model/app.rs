@@ -26,7 +26,7 @@ pub struct App {
     pub stage_id: Option<StageId>,
     /// The source of the last upload, by blob uid.
     pub blob_uid: Option<String>,
-    /// The image of the last release that was asked for.
+    /// The image of the release that serves.
     pub image: Option<ImageName>,
     /// The number of the release that serves, or should.
     pub release: Option<u64>,
