@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Component, Path, PathBuf},
 };
 
@@ -80,12 +81,14 @@ fn unpack(tarball: &[u8], layer: &Path) -> io::Result<()> {
             fs::create_dir_all(target.parent().unwrap_or(layer))?;
             let mut file = fs::File::create(&target)?;
             io::copy(&mut entry, &mut file)?;
+            // Its own node-gyp is a script that is started by name.
+            let mode = if entry.header().mode()? & 0o111 == 0 { 0o644 } else { 0o755 };
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
         }
     }
     // `npm` and `npx` for start scripts that use them.
     fs::create_dir_all(layer.join("bin"))?;
     for name in ["npm", "npx"] {
-        use std::os::unix::fs::PermissionsExt as _;
         let path = layer.join("bin").join(name);
         let cli = layer.join(format!("lib/bin/{name}-cli.js"));
         fs::write(&path, format!("#!/bin/sh\nexec /usr/bin/node {} \"$@\"\n", cli.display()))?;
