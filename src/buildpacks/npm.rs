@@ -1,96 +1,77 @@
 //! npm, in a version of our own: Debian's is old and brings 400 packages.
 //!
-//! The tarball comes from the registry that the application uses, and is checked against a hash that is pinned
-//! here. corepack, which Debian's nodejs brings, would do the same, but its own keys are too old to check today's versions.
+//! corepack, which Debian's nodejs brings, fetches it from the registry that the application uses, or else its own, and
+//! checks it against the hash that is pinned here.
 
 use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
+    process::Command,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use super::{Context, Failure, LayerKey, Result, key, keyed_layer, read, run, say};
 
-use super::{Context, Failure, LayerKey, Result, key, keyed_layer, read, say};
-
-const VERSION: &str = "11.6.2";
-/// `dist.integrity` of this version: SHA-512.
-const INTEGRITY: &str = "7iKzNfy8lWYs3zq4oFPa8EXZz5xt9gQNKJZau3B1ErLBb6bF7sBJ00x09485DOvRT2l5Gerbl3VlZNT57MxJVA==";
-const PUBLIC: &str = "https://registry.example";
-const MAX_BYTES: usize = 32 << 20;
+/// Version, and SHA-512 of the archive (`dist.integrity` of the registry).
+const PINNED: &str = "npm@11.21.2+sha512.ec73c0a64f807e53146af4ac78bd4f9ba0a762a3081e4e77c7e2a6ba1aa64c3a8f9233cc8312294cf713aac13dd4428dc3880504957d7e75e249d1a6d435eaf4";
 
 /// The layer with npm; returns the path of its command line.
 pub(super) fn install(context: &Context, launch: bool) -> Result<PathBuf> {
-    let (layer, stale) =
-        keyed_layer(context, libcnb::data::layer_name!("npm"), &key(&[INTEGRITY.as_bytes()]), false, launch)?;
-    let cli = layer.path().join("lib/bin/npm-cli.js");
+    let key = key(&[PINNED.as_bytes()]);
+    let (layer, stale) = keyed_layer(context, libcnb::data::layer_name!("npm"), &key, false, launch)?;
+    let home = layer.path();
+    let version = PINNED.split(['@', '+']).nth(1).unwrap_or_default();
     if stale {
-        let url = format!("{}/npm/-/npm-{VERSION}.tgz", registry(&context.app_dir));
-        say(&format!("downloading npm {VERSION}"));
-        let tarball = download(&url).map_err(|cause| {
-            Failure::new(format!("npm {VERSION} cannot be downloaded from the registry: {cause}. Is the registry reachable? NPM_CONFIG_REGISTRY names another one"))
-        })?;
-        let sum = ring::digest::digest(&ring::digest::SHA512, &tarball);
-        if STANDARD.encode(sum) != INTEGRITY {
-            return Err(Failure::new(format!(
-                "the registry's npm {VERSION} is not the one that is known: its hash differs"
-            )));
+        say(&format!("fetching npm {version}"));
+        let mut corepack = Command::new("/usr/bin/corepack");
+        corepack.args([PINNED, "--version"]).current_dir(&home);
+        corepack
+            .env("COREPACK_HOME", &home)
+            .env("COREPACK_ENABLE_STRICT", "0")
+            .env("COREPACK_ENABLE_PROJECT_SPEC", "0");
+        corepack.env("COREPACK_ENABLE_DOWNLOAD_PROMPT", "0").env("COREPACK_ENABLE_AUTO_PIN", "0");
+        if let Some(registry) = registry(&context.app_dir) {
+            corepack.env("COREPACK_NPM_REGISTRY", registry);
         }
-        unpack(&tarball, &layer.path()).map_err(|error| Failure::new(format!("unpacking npm: {error}")))?;
-        layer.write_metadata(LayerKey { key: key(&[INTEGRITY.as_bytes()]) })?;
+        run(
+            &mut corepack,
+            "Can the npm registry be reached, and does it serve packages as they are? NPM_CONFIG_REGISTRY names another one.",
+        )?;
+        let folder = unpacked(&home, version)?;
+        write_shims(&home, &folder).map_err(|error| Failure::new(format!("writing npm: {error}")))?;
+        layer.write_metadata(LayerKey { key })?;
     }
-    Ok(cli)
+    Ok(unpacked(&home, version)?.join("npm-cli.js"))
 }
 
-/// Where the application gets its packages from.
-fn registry(app: &Path) -> String {
+/// Where corepack put it: newer ones have a folder more.
+fn unpacked(home: &Path, version: &str) -> Result<PathBuf> {
+    let places = ["v1/npm", "npm"].map(|place| home.join(place).join(version).join("bin"));
+    let found = places.into_iter().find(|place| place.join("npm-cli.js").is_file());
+    found.ok_or_else(|| Failure::new("corepack left no npm where it is expected"))
+}
+
+/// Where the application gets its packages from, when it says so.
+fn registry(app: &Path) -> Option<String> {
     let of_env = ["NPM_CONFIG_REGISTRY", "npm_config_registry"].into_iter().find_map(|name| std::env::var(name).ok());
     let of_file = || {
         let text = read(app, ".npmrc")?;
-        text.lines().find_map(|line| {
-            line.trim().strip_prefix("registry")?.trim_start().strip_prefix('=').map(|url| url.trim().to_owned())
-        })
+        let value =
+            |line: &str| Some(line.trim().strip_prefix("registry")?.trim_start().strip_prefix('=')?.trim().to_owned());
+        text.lines().find_map(value)
     };
-    let url = of_env.filter(|url| !url.is_empty()).or_else(of_file).unwrap_or_else(|| PUBLIC.to_owned());
-    url.trim_end_matches('/').to_owned()
+    let url = of_env.filter(|url| !url.is_empty()).or_else(of_file)?;
+    Some(url.trim_end_matches('/').to_owned())
 }
 
-fn download(url: &str) -> std::result::Result<Vec<u8>, String> {
-    // A process of its own: no provider was installed yet.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let chain = |error: reqwest::Error| crate::telemetry::chain(&error);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let client = reqwest::Client::builder().timeout(std::time::Duration::from_secs(120)).build().map_err(chain)?;
-        let response = client.get(url).send().await.map_err(chain)?.error_for_status().map_err(chain)?;
-        let bytes = response.bytes().await.map_err(chain)?;
-        if bytes.len() > MAX_BYTES { Err("the answer is too large".to_owned()) } else { Ok(bytes.to_vec()) }
-    })
-}
-
-/// `package/…` of the tarball becomes `lib/…`.
-fn unpack(tarball: &[u8], layer: &Path) -> io::Result<()> {
-    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(tarball));
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let path = entry.path()?.into_owned();
-        let inside: PathBuf = path.components().skip(1).filter(|part| matches!(part, Component::Normal(_))).collect();
-        let target = layer.join("lib").join(inside);
-        if entry.header().entry_type().is_file() {
-            fs::create_dir_all(target.parent().unwrap_or(layer))?;
-            let mut file = fs::File::create(&target)?;
-            io::copy(&mut entry, &mut file)?;
-            // Its own node-gyp is a script that is started by name.
-            let mode = if entry.header().mode()? & 0o111 == 0 { 0o644 } else { 0o755 };
-            file.set_permissions(fs::Permissions::from_mode(mode))?;
-        }
-    }
-    // `npm` and `npx` for start scripts that use them.
-    fs::create_dir_all(layer.join("bin"))?;
+/// `npm` and `npx` for start scripts that use them.
+fn write_shims(home: &Path, folder: &Path) -> io::Result<()> {
+    // When it was fetched is not what it is.
+    let _ = fs::remove_file(home.join("lastKnownGood.json"));
+    fs::create_dir_all(home.join("bin"))?;
     for name in ["npm", "npx"] {
-        let path = layer.join("bin").join(name);
-        let cli = layer.join(format!("lib/bin/{name}-cli.js"));
+        let path = home.join("bin").join(name);
+        let cli = folder.join(format!("{name}-cli.js"));
         fs::write(&path, format!("#!/bin/sh\nexec /usr/bin/node {} \"$@\"\n", cli.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     }

@@ -45,9 +45,9 @@ impl Client {
             ClientConfig { protocol: ClientProtocol::Http, read_timeout: Some(SILENCE), ..ClientConfig::default() };
         let distribution = Distribution::try_from(config)
             .map_err(|source| Error::Registry { doing: "starting".to_owned(), source })?;
+        // No deadline on silence: the answer to a layer comes after its last byte. The step that pushes has one.
         let http = reqwest::Client::builder()
             .no_proxy()
-            .read_timeout(SILENCE)
             .connect_timeout(Duration::from_secs(10))
             .build()
             .map_err(|source| Error::Http { doing: "starting".to_owned(), source })?;
@@ -139,7 +139,12 @@ impl Client {
         let body = reqwest::Body::wrap_stream(receiver);
         let patch = self.http.patch(session).header("Content-Type", "application/octet-stream").body(body);
         let sent = self.accepted(patch, &doing()).await;
-        let layer = worker.await.map_err(io::Error::other).and_then(|layer| layer).map_err(local)?;
+        let written = worker.await.map_err(io::Error::other).and_then(|layer| layer);
+        // A registry that refuses breaks the pipe of the writer: its answer is the cause.
+        let (sent, layer) = match (sent, written) {
+            (Err(refused), Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Err(refused),
+            (sent, written) => (sent, written.map_err(local)?),
+        };
         let session = self.location(&sent?)?;
         let separator = if session.contains('?') { '&' } else { '?' };
         let finish =
