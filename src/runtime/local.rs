@@ -10,15 +10,20 @@
 
 mod cgroup;
 mod firewall;
+mod forwarding;
+mod guard;
 mod harden;
 mod images;
 mod init;
+mod instance;
 mod instances;
 mod logs;
 mod netlink;
 mod network;
 mod observe;
 mod ports;
+mod probe;
+mod processes;
 mod root;
 mod spec;
 mod steps;
@@ -38,12 +43,17 @@ use futures::stream::BoxStream;
 use nix::unistd::Uid;
 use tokio_util::sync::CancellationToken;
 
-use self::{cgroup::Cgroups, images::Images, instances::Instances, network::Connection, spec::Ids};
+use self::{
+    cgroup::Cgroups,
+    images::{Images, Owners},
+    instances::Instances,
+    network::Connection,
+    spec::{Ids, User},
+};
 use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Workload, WorkloadStatus};
 use crate::{
     blob::SharedBlobs,
     model::{AppName, Digest, ImageName, Namespace, ReleaseId},
-    oci::Ownership,
 };
 
 /// The monitor, as it was compiled with this binary.
@@ -74,11 +84,13 @@ struct Host {
     monitor: PathBuf,
     build_ca: Option<PathBuf>,
     ids: Ids,
+    /// Files on disk have the ids of inside; mounts show them with those of outside.
+    idmapped: bool,
     connection: Connection,
     resolv_conf: String,
     cgroups: Cgroups,
     images: Images,
-    /// Numbers on the bridge that are taken.
+    /// Numbers on the bridge, or ports, that are taken.
     numbers: std::sync::Mutex<std::collections::BTreeSet<u16>>,
 }
 
@@ -141,9 +153,16 @@ impl Runtime for LocalRuntime {
     }
 
     async fn collect(&self, keep: &[ImageName]) -> Result<(), Error> {
-        let (host, keep) = (Arc::clone(&self.host), keep.to_vec());
-        let collected = tokio::task::spawn_blocking(move || host.images.collect(&keep)).await;
-        collected.map_err(io::Error::other).and_then(|result| result).map_err(io_error("removing unused layers"))
+        let host = Arc::clone(&self.host);
+        // What runs is needed, whatever anybody says.
+        let running = self.instances.images();
+        let keep: Vec<ImageName> = keep.iter().cloned().chain(running).collect();
+        let collected = tokio::task::spawn_blocking(move || {
+            logs::collect(&host, &keep)?;
+            host.images.collect(&keep)
+        });
+        let collected = collected.await.map_err(io::Error::other).and_then(|result| result);
+        collected.map_err(io_error("removing unused layers and logs"))
     }
 
     fn properties(&self) -> BTreeMap<&'static str, String> {
@@ -162,30 +181,32 @@ impl Runtime for LocalRuntime {
 
 impl Host {
     fn open(config: LocalConfig, blobs: SharedBlobs) -> Result<Self, Error> {
-        let data_dir = config.data_dir;
+        let LocalConfig { data_dir, build_ca, own_binary } = config;
         let io = |doing: &str| io_error(&format!("{doing} {}", data_dir.display()));
-        for name in ["jobs", "workloads", "run"] {
-            fs::create_dir_all(data_dir.join(name)).map_err(io("preparing"))?;
+        for name in ["jobs", "layers", "logs", "run", "workloads"] {
+            private_folder(&data_dir.join(name)).map_err(io("preparing"))?;
         }
-        let identity = Digest::of(data_dir.canonicalize().map_err(io("finding"))?.as_os_str().as_encoded_bytes());
+        let data_dir = data_dir.canonicalize().map_err(io("finding"))?;
+        // Monitors start it too, and have another executable of their own.
+        let own_binary = own_binary.canonicalize().map_err(io_error("finding our own program"))?;
+        let identity = Digest::of(data_dir.as_os_str().as_encoded_bytes());
         let root = Uid::effective().is_root();
-        let (ids, ownership) = if root {
-            (Ids::Range { first: FIRST_ID }, Ownership::AsInLayer)
-        } else {
-            (Ids::Caller, Ownership::Ignore)
+        let ids = if root { Ids::Range { first: FIRST_ID } } else { Ids::Caller };
+        let idmapped = probe::idmapped(&data_dir, &own_binary, ids)?;
+        let ownership = match (root, idmapped) {
+            (true, true) => Owners::AsInLayer,
+            (true, false) => Owners::Shifted(FIRST_ID),
+            (false, _) => Owners::Caller,
         };
-        let connection = if root {
-            Connection::open(&identity).map_err(io_error("making the network of sandboxes"))?
-        } else {
-            Connection::Host
-        };
+        let connection = if root { Connection::open(&identity)? } else { Connection::Host };
         let monitor = data_dir.join("run").join(format!("monitor-{}", &Digest::of(MONITOR).hex()[..16]));
         install(&monitor, MONITOR).map_err(io("writing the monitor to"))?;
         let images = Images::open(data_dir.join("layers"), blobs, ownership).map_err(io("opening the layers of"))?;
         Ok(Self {
-            own_binary: config.own_binary,
-            build_ca: config.build_ca,
+            own_binary,
+            build_ca,
             ids,
+            idmapped,
             resolv_conf: network::resolv_conf(&connection),
             connection,
             cgroups: Cgroups::open(&format!("epiniod-{}", &identity.hex()[..8])),
@@ -196,12 +217,23 @@ impl Host {
         })
     }
 
-    /// A number on the bridge that nobody has; it is given back with [`release`](Self::release).
+    /// Who has to own a file on disk so that it belongs to somebody inside. Rootless that is the caller anyway.
+    fn on_disk(&self, user: User) -> Option<User> {
+        match self.ids {
+            Ids::Range { .. } if self.idmapped => Some(user),
+            ids => ids.outside(user),
+        }
+    }
+
+    /// A number on the bridge, or a port, that nobody has; it is given back with [`release`](Self::release).
     fn number(&self) -> Result<u16, Error> {
+        let shared = matches!(self.connection, Connection::Host);
         let mut numbers = self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let free = network::Bridge::NUMBERS.into_iter().find(|number| !numbers.contains(number));
+        let all = self.connection.numbers();
+        let most = all.len();
+        let free = all.into_iter().find(|n| !numbers.contains(n) && (!shared || network::is_free(*n)));
         let number =
-            free.ok_or_else(|| Error::Unsupported("more than 1,020 sandboxes cannot run at once".to_owned()))?;
+            free.ok_or_else(|| Error::Unsupported(format!("more than {most} sandboxes cannot run at once")))?;
         numbers.insert(number);
         Ok(number)
     }
@@ -224,6 +256,13 @@ impl Drop for Host {
             self.cgroups.close();
         }
     }
+}
+
+/// A folder that nobody else may look into: layers have set-uid programs in them.
+fn private_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
 /// Writes a program where it is not yet.

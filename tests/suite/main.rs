@@ -4,7 +4,10 @@
 mod applications;
 mod architecture;
 mod base_images;
+mod launcher;
 mod registry;
+mod sandbox;
+mod sandbox_rootless;
 mod source_archives;
 mod store_contract;
 mod support;

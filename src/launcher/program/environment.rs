@@ -5,9 +5,14 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
 };
+
+use crate::Failure;
 
 #[derive(Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);
@@ -20,8 +25,9 @@ impl Environment {
             all.remove(OsStr::new(name));
         }
         if let Some(path) = all.remove(OsStr::new("PATH")) {
-            let kept = env::split_paths(&path).filter(|part| part != Path::new("/cnb/process") && part != Path::new("/cnb/lifecycle"));
-            all.insert("PATH".into(), env::join_paths(kept).unwrap_or(path.clone()));
+            let own = |part: &PathBuf| part == Path::new("/cnb/process") || part == Path::new("/cnb/lifecycle");
+            let kept = env::join_paths(env::split_paths(&path).filter(|part| !own(part)));
+            all.insert("PATH".into(), kept.unwrap_or(path));
         }
         Self(all)
     }
@@ -45,50 +51,46 @@ impl Environment {
     }
 
     /// Files of a folder: the name is the variable, the suffix says what to do.
-    pub fn add_folder(&mut self, folder: &Path) {
-        for file in files(folder) {
-            let Ok(content) = fs::read(&file) else { continue };
-            let value = OsString::from_vec(content);
-            let file_name = file.file_name().unwrap_or_default().as_bytes().to_vec();
-            let (name, suffix) = match file_name.iter().position(|byte| *byte == b'.') {
-                Some(dot) => (&file_name[..dot], &file_name[dot + 1..]),
-                None => (&file_name[..], &b""[..]),
-            };
-            let name = OsStr::from_bytes(name);
-            let delimiter = || {
-                let path = folder.join([name.as_bytes(), b".delim"].concat().as_slice().to_os());
-                OsString::from_vec(fs::read(path).unwrap_or_default())
-            };
+    pub fn add_folder(&mut self, folder: &Path) -> Result<(), Failure> {
+        let read = |file: PathBuf| match fs::read(&file) {
+            Ok(content) => Ok((file.file_name().unwrap_or_default().as_bytes().to_vec(), OsString::from_vec(content))),
+            Err(error) => Err(Failure::new(format!("read {}: {error}", file.display()))),
+        };
+        let all = files(folder).into_iter().map(read).collect::<Result<BTreeMap<_, _>, _>>()?;
+        for (file, value) in &all {
+            let dot = file.iter().position(|byte| *byte == b'.').unwrap_or(file.len());
+            let (name, suffix) = (OsStr::from_bytes(&file[..dot]), &file[dot..]);
+            let delimiter = all.get(&[name.as_bytes(), b".delim"].concat());
+            let delimiter = delimiter.map_or(OsStr::new(""), OsString::as_os_str);
             match suffix {
-                b"" | b"override" => drop(self.0.insert(name.to_owned(), value)),
-                b"default" if self.0.get(name).is_none_or(|known| known.is_empty()) => drop(self.0.insert(name.to_owned(), value)),
-                b"append" => self.combine(name, &value, &delimiter(), Place::Back),
-                b"prepend" => self.combine(name, &value, &delimiter(), Place::Front),
+                b"" | b".override" => drop(self.0.insert(name.to_owned(), value.clone())),
+                b".default" if self.0.get(name).is_none_or(|known| known.is_empty()) => {
+                    self.0.insert(name.to_owned(), value.clone());
+                }
+                b".append" => self.combine(name, value, delimiter, Place::Back),
+                b".prepend" => self.combine(name, value, delimiter, Place::Front),
                 _ => {}
             }
         }
+        Ok(())
     }
 
     /// Looks a program up as execvp does.
-    pub fn find(&self, program: &str) -> Option<PathBuf> {
-        if program.contains('/') {
+    pub fn find(&self, program: &OsStr) -> Option<PathBuf> {
+        if program.as_bytes().contains(&b'/') {
             return Some(PathBuf::from(program));
         }
-        let path = self.0.get(OsStr::new("PATH"))?;
-        env::split_paths(path).map(|folder| folder.join(program)).find(|path| path.is_file())
+        let is_program = |path: &PathBuf| {
+            fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+        };
+        env::split_paths(self.0.get(OsStr::new("PATH"))?).map(|folder| folder.join(program)).find(is_program)
     }
 
     fn combine(&mut self, name: &OsStr, value: &OsStr, delimiter: &OsStr, place: Place) {
-        let known = self.0.get(name).filter(|known| !known.is_empty());
-        let combined = match known {
-            None => value.to_owned(),
-            Some(known) => {
-                let parts = match place {
-                    Place::Front => [value, delimiter, known.as_os_str()],
-                    Place::Back => [known.as_os_str(), delimiter, value],
-                };
-                parts.concat_os()
-            }
+        let combined = match (self.0.get(name).filter(|known| !known.is_empty()), place) {
+            (None, _) => value.to_owned(),
+            (Some(known), Place::Front) => [value, delimiter, known].into_iter().collect(),
+            (Some(known), Place::Back) => [known, delimiter, value].into_iter().collect(),
         };
         self.0.insert(name.to_owned(), combined);
     }
@@ -99,33 +101,10 @@ enum Place {
     Back,
 }
 
-trait ToOs {
-    fn to_os(&self) -> OsString;
-}
-
-impl ToOs for [u8] {
-    fn to_os(&self) -> OsString {
-        OsString::from_vec(self.to_vec())
-    }
-}
-
-trait Concat {
-    fn concat_os(&self) -> OsString;
-}
-
-impl Concat for [&OsStr; 3] {
-    fn concat_os(&self) -> OsString {
-        self.iter().fold(OsString::new(), |mut all, part| {
-            all.push(part);
-            all
-        })
-    }
-}
-
 /// The files of a folder by name; links to files count.
 pub fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     files.sort();
     files
 }

@@ -1,6 +1,7 @@
 //! Limits, by cgroups of version 1, 2, or both at once ("hybrid").
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -17,6 +18,8 @@ pub(super) enum Cgroups {
         memory: PathBuf,
         cpu: PathBuf,
         pids: PathBuf,
+        /// Where the time is counted, when that is elsewhere.
+        cpuacct: Option<PathBuf>,
     },
     V2 {
         root: PathBuf,
@@ -32,6 +35,8 @@ pub(super) struct Cgroup {
 }
 
 const CPU_PERIOD: u64 = 100_000;
+const SUBTREE: &str = "cgroup.subtree_control";
+const CONTROLLERS: &str = "+memory +cpu +pids";
 
 impl Cgroups {
     /// Looks what this machine has; makes a group of the given name.
@@ -72,7 +77,8 @@ impl Cgroups {
         };
         if let (Some(memory), Some(cpu), Some(pids)) = (hierarchy("memory"), hierarchy("cpu"), hierarchy("pids")) {
             let group = |root: PathBuf| root.join(name);
-            return Ok(Self::V1 { memory: group(memory), cpu: group(cpu), pids: group(pids) });
+            let cpuacct = hierarchy("cpuacct").filter(|place| *place != cpu).map(group);
+            return Ok(Self::V1 { memory: group(memory), cpu: group(cpu), pids: group(pids), cpuacct });
         }
         let root = hierarchy("").ok_or_else(|| io::Error::other("none is mounted"))?;
         // Root may use the top; everybody else only what was delegated to them.
@@ -87,12 +93,14 @@ impl Cgroups {
 
     fn prepare(&self) -> io::Result<()> {
         match self {
-            Self::V1 { memory, cpu, pids } => [memory, cpu, pids].into_iter().try_for_each(fs::create_dir_all),
+            Self::V1 { .. } => self.tops().into_iter().try_for_each(fs::create_dir_all),
             Self::V2 { root } => {
                 let parent = root.parent().unwrap_or(Path::new("/"));
-                let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +cpu +pids");
+                if fs::write(parent.join(SUBTREE), CONTROLLERS).is_err() {
+                    make_room(parent)?;
+                }
                 fs::create_dir_all(root)?;
-                fs::write(root.join("cgroup.subtree_control"), "+memory +cpu +pids")
+                fs::write(root.join(SUBTREE), CONTROLLERS)
             }
             Self::None => Ok(()),
         }
@@ -117,14 +125,14 @@ impl Cgroups {
                 write(&folder, "pids.max", limits.pids.map(|pids| pids.to_string()))?;
                 vec![folder]
             }
-            Self::V1 { memory, cpu, pids } => {
-                let folders = [memory.join(name), cpu.join(name), pids.join(name)];
+            Self::V1 { .. } => {
+                let folders: Vec<_> = self.tops().into_iter().map(|top| top.join(name)).collect();
                 folders.iter().try_for_each(fs::create_dir_all)?;
                 write(&folders[0], "memory.limit_in_bytes", limits.memory_bytes.map(|bytes| bytes.to_string()))?;
                 write(&folders[1], "cpu.cfs_period_us", quota.map(|_| CPU_PERIOD.to_string()))?;
                 write(&folders[1], "cpu.cfs_quota_us", quota.map(|quota| quota.to_string()))?;
                 write(&folders[2], "pids.max", limits.pids.map(|pids| pids.to_string()))?;
-                folders.to_vec()
+                folders
             }
         };
         Ok(Cgroup { folders })
@@ -132,39 +140,45 @@ impl Cgroups {
 
     /// The group of a sandbox that was made before.
     pub fn existing(&self, name: &str) -> Cgroup {
-        let folders = match self {
+        Cgroup { folders: self.tops().into_iter().map(|top| top.join(name)).collect() }
+    }
+
+    /// The groups of this data directory; that of memory comes first.
+    fn tops(&self) -> Vec<&PathBuf> {
+        match self {
             Self::None => Vec::new(),
-            Self::V2 { root } => vec![root.join(name)],
-            Self::V1 { memory, cpu, pids } => vec![memory.join(name), cpu.join(name), pids.join(name)],
-        };
-        Cgroup { folders }
+            Self::V2 { root } => vec![root],
+            Self::V1 { memory, cpu, pids, cpuacct } => [memory, cpu, pids].into_iter().chain(cpuacct).collect(),
+        }
     }
 
     /// The names of the groups that there are.
     pub fn names(&self) -> Vec<String> {
-        let folder = match self {
-            Self::None => return Vec::new(),
-            Self::V2 { root } => root,
-            Self::V1 { memory, .. } => memory,
-        };
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries
-            .filter(|entry| entry.path().is_dir())
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect()
+        let entries = self.tops().into_iter().filter_map(|top| fs::read_dir(top).ok()).flatten().flatten();
+        let folders = entries.filter(|entry| entry.path().is_dir());
+        let names: BTreeSet<_> = folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.into_iter().collect()
     }
 
     /// Removes the group of the data directory, when no sandbox is left in it.
     pub fn close(&self) {
-        let folders: Vec<&PathBuf> = match self {
-            Self::None => Vec::new(),
-            Self::V2 { root } => vec![root],
-            Self::V1 { memory, cpu, pids } => vec![memory, cpu, pids],
-        };
-        for folder in folders {
+        for folder in self.tops() {
             let _ = fs::remove_dir(folder);
         }
     }
+}
+
+/// A group that was delegated to us has controllers to give only when no process is in it: this one moves into a group below.
+fn make_room(delegated: &Path) -> io::Result<()> {
+    let own = delegated.join("epiniod-daemon");
+    fs::create_dir_all(&own)?;
+    let moved = fs::write(own.join("cgroup.procs"), "0").and_then(|()| fs::write(delegated.join(SUBTREE), CONTROLLERS));
+    if moved.is_err() {
+        // Others are in it too, or it was not delegated: nothing is to be left behind.
+        let _ = fs::write(delegated.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(&own);
+    }
+    moved
 }
 
 impl Cgroup {
@@ -183,6 +197,17 @@ impl Cgroup {
             .or_else(|_| fs::read_to_string(folder.join("memory.usage_in_bytes")))
             .ok()?;
         text.trim().parse().ok()
+    }
+
+    /// The processor time that was used here, in microseconds.
+    pub fn cpu_micros(&self) -> Option<u64> {
+        self.folders.iter().find_map(|folder| {
+            if let Ok(nanos) = fs::read_to_string(folder.join("cpuacct.usage")) {
+                return Some(nanos.trim().parse::<u64>().ok()? / 1000);
+            }
+            let stat = fs::read_to_string(folder.join("cpu.stat")).ok()?;
+            stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())
+        })
     }
 
     /// Kills what is still in it, and removes it.

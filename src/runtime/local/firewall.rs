@@ -18,7 +18,11 @@ const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_DELRULE: u16 = 8;
 const NFPROTO_IPV4: u8 = 2;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
 
 const HOOK_INPUT: u32 = 1;
 const HOOK_FORWARD: u32 = 2;
@@ -27,14 +31,14 @@ const HOOK_POSTROUTING: u32 = 4;
 const REGISTER: u32 = 1;
 const VERDICT: u32 = 0;
 const DROP: u32 = 0;
-const ACCEPT: u32 = 1;
-const EQUAL: u32 = 0;
+pub(super) const ACCEPT: u32 = 1;
+pub(super) const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
-const META_IIFNAME: u32 = 6;
-const META_OIFNAME: u32 = 7;
+pub(super) const META_IIFNAME: u32 = 6;
+pub(super) const META_OIFNAME: u32 = 7;
 const CT_STATE: u32 = 0;
-const CT_STATE_ESTABLISHED: u32 = 2;
-const CT_STATE_RELATED: u32 = 4;
+pub(super) const CT_STATE_ESTABLISHED: u32 = 2;
+pub(super) const CT_STATE_RELATED: u32 = 4;
 const CT_STATE_NEW: u32 = 8;
 /// Offsets in the IPv4 header.
 const SOURCE: u32 = 12;
@@ -84,14 +88,14 @@ pub(super) fn remove(table: &str) -> io::Result<()> {
 }
 
 /// Messages that are taken together or not at all.
-struct Batch {
+pub(super) struct Batch {
     bytes: Vec<u8>,
     sequence: u32,
     acknowledged: usize,
 }
 
 impl Batch {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut batch = Self { bytes: Vec::new(), sequence: 0, acknowledged: 0 };
         batch.push(Message::new(NFNL_MSG_BATCH_BEGIN, 0, &header(0, NFNL_SUBSYS_NFTABLES)), false);
         batch
@@ -103,35 +107,50 @@ impl Batch {
     }
 
     fn chain(&mut self, table: &str, name: &str, kind: &str, hook: u32, priority: i32) {
-        const NFTA_CHAIN_TABLE: u16 = 1;
-        const NFTA_CHAIN_NAME: u16 = 3;
-        const NFTA_CHAIN_HOOK: u16 = 4;
-        const NFTA_CHAIN_TYPE: u16 = 7;
-        const NFTA_HOOK_HOOKNUM: u16 = 1;
-        const NFTA_HOOK_PRIORITY: u16 = 2;
-        let hook = Attributes::default()
-            .attribute(NFTA_HOOK_HOOKNUM, &hook.to_be_bytes())
-            .attribute(NFTA_HOOK_PRIORITY, &priority.to_be_bytes());
-        let message = message(NFT_MSG_NEWCHAIN, NLM_F_CREATE)
-            .text(NFTA_CHAIN_TABLE, table)
-            .text(NFTA_CHAIN_NAME, name)
-            .nested(NFTA_CHAIN_HOOK, &hook)
-            .text(NFTA_CHAIN_TYPE, kind);
+        let hook = self::hook(hook, priority);
+        let message = chain_message(table, name).nested(NFTA_CHAIN_HOOK, &hook).text(NFTA_CHAIN_TYPE, kind);
         self.push(message, true);
     }
 
     fn rule(&mut self, table: &str, chain: &str, rule: Rule) {
-        const NFTA_RULE_TABLE: u16 = 1;
-        const NFTA_RULE_CHAIN: u16 = 2;
-        const NFTA_RULE_EXPRESSIONS: u16 = 4;
-        let message = message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND)
-            .text(NFTA_RULE_TABLE, table)
-            .text(NFTA_RULE_CHAIN, chain)
-            .nested(NFTA_RULE_EXPRESSIONS, &rule.expressions);
-        self.push(message, true);
+        let message = rule_message(NFPROTO_IPV4, NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, table, chain);
+        self.push(message.nested(NFTA_RULE_EXPRESSIONS, &rule.expressions), true);
     }
 
-    fn send(mut self) -> io::Result<()> {
+    /// Puts a rule in front of those in somebody else's chain, with a mark.
+    pub fn insert(&mut self, family: u8, table: &str, chain: &str, rule: Rule, mark: &str) {
+        const NFTA_RULE_USERDATA: u16 = 7;
+        let message = rule_message(family, NFT_MSG_NEWRULE, NLM_F_CREATE, table, chain);
+        let message = message.nested(NFTA_RULE_EXPRESSIONS, &rule.expressions);
+        self.push(message.attribute(NFTA_RULE_USERDATA, mark.as_bytes()), true);
+    }
+
+    pub fn delete_rule(&mut self, family: u8, table: &str, chain: &str, handle: u64) {
+        const NFTA_RULE_HANDLE: u16 = 3;
+        let message = rule_message(family, NFT_MSG_DELRULE, 0, table, chain);
+        self.push(message.attribute(NFTA_RULE_HANDLE, &handle.to_be_bytes()), true);
+    }
+
+    /// A message that asks, of a family or (0) of all.
+    pub fn question(kind: u16, family: u8) -> Message {
+        Message::new((NFNL_SUBSYS_NFTABLES << 8) | kind, 0, &header(family, 0))
+    }
+
+    /// A table as others have it: a chain that drops what is forwarded, and chains beside it.
+    #[cfg(test)]
+    pub fn foreign_table(&mut self, table: &str, dropping: &str, chains: &[&str]) {
+        const NFTA_CHAIN_POLICY: u16 = 5;
+        self.table(NFT_MSG_NEWTABLE, table, NLM_F_CREATE);
+        let hook = hook(HOOK_FORWARD, 0);
+        let message = chain_message(table, dropping).nested(NFTA_CHAIN_HOOK, &hook);
+        let message = message.text(NFTA_CHAIN_TYPE, "filter").attribute(NFTA_CHAIN_POLICY, &DROP.to_be_bytes());
+        self.push(message, true);
+        for chain in chains {
+            self.push(chain_message(table, chain), true);
+        }
+    }
+
+    pub fn send(mut self) -> io::Result<()> {
         self.push(Message::new(NFNL_MSG_BATCH_END, 0, &header(0, NFNL_SUBSYS_NFTABLES)), false);
         Netlink::netfilter()?.send(&self.bytes, self.acknowledged)
     }
@@ -145,12 +164,12 @@ impl Batch {
 
 /// What a rule looks at, one expression after the other, and what it does.
 #[derive(Default)]
-struct Rule {
+pub(super) struct Rule {
     expressions: Attributes,
 }
 
 impl Rule {
-    fn interface(self, key: u32, comparison: u32, name: &str) -> Self {
+    pub fn interface(self, key: u32, comparison: u32, name: &str) -> Self {
         let mut padded = [0; 16];
         padded[..name.len()].copy_from_slice(name.as_bytes());
         let load = Attributes::default().attribute(2, &key.to_be_bytes()).attribute(1, &REGISTER.to_be_bytes());
@@ -158,7 +177,7 @@ impl Rule {
     }
 
     /// Some of these states.
-    fn connection(self, states: u32) -> Self {
+    pub fn connection(self, states: u32) -> Self {
         let load = Attributes::default().attribute(2, &CT_STATE.to_be_bytes()).attribute(1, &REGISTER.to_be_bytes());
         self.expression("ct", &load).mask(&states.to_ne_bytes()).compare(NOT_EQUAL, &[0; 4])
     }
@@ -194,7 +213,7 @@ impl Rule {
         self.expression("cmp", &compare)
     }
 
-    fn verdict(self, verdict: u32) -> Self {
+    pub fn verdict(self, verdict: u32) -> Self {
         const NFTA_DATA_VERDICT: u16 = 2;
         const NFTA_VERDICT_CODE: u16 = 1;
         let code = Attributes::default().attribute(NFTA_VERDICT_CODE, &verdict.to_be_bytes());
@@ -224,6 +243,27 @@ fn data(value: &[u8]) -> Attributes {
 
 fn message(kind: u16, flags: u16) -> Message {
     Message::new((NFNL_SUBSYS_NFTABLES << 8) | kind, flags, &header(NFPROTO_IPV4, 0))
+}
+
+fn chain_message(table: &str, name: &str) -> Message {
+    const NFTA_CHAIN_TABLE: u16 = 1;
+    const NFTA_CHAIN_NAME: u16 = 3;
+    message(NFT_MSG_NEWCHAIN, NLM_F_CREATE).text(NFTA_CHAIN_TABLE, table).text(NFTA_CHAIN_NAME, name)
+}
+
+fn hook(number: u32, priority: i32) -> Attributes {
+    const NFTA_HOOK_HOOKNUM: u16 = 1;
+    const NFTA_HOOK_PRIORITY: u16 = 2;
+    Attributes::default()
+        .attribute(NFTA_HOOK_HOOKNUM, &number.to_be_bytes())
+        .attribute(NFTA_HOOK_PRIORITY, &priority.to_be_bytes())
+}
+
+fn rule_message(family: u8, kind: u16, flags: u16, table: &str, chain: &str) -> Message {
+    const NFTA_RULE_TABLE: u16 = 1;
+    const NFTA_RULE_CHAIN: u16 = 2;
+    let message = Message::new((NFNL_SUBSYS_NFTABLES << 8) | kind, flags, &header(family, 0));
+    message.text(NFTA_RULE_TABLE, table).text(NFTA_RULE_CHAIN, chain)
 }
 
 /// `struct nfgenmsg`; the resource is in network byte order.

@@ -4,8 +4,10 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io,
-    path::PathBuf,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -15,13 +17,29 @@ use crate::{
     runtime::Error,
 };
 
+/// A job that has begun may be about to use a layer that no release has yet.
+const LATELY: Duration = Duration::from_secs(2 * 60 * 60);
+/// Layers are named by their digests.
+const HEX_DIGITS: usize = 64;
+
 /// Unpacked layers below a directory.
 pub(super) struct Images {
     dir: PathBuf,
     blobs: SharedBlobs,
-    ownership: Ownership,
+    owners: Owners,
     /// One unpacking of a layer at a time.
     busy: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// When each layer was last asked for.
+    used: Mutex<HashMap<String, Instant>>,
+}
+
+/// Whose files are on disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Owners {
+    AsInLayer,
+    /// As in the layer, with this added to every id: where the file system has no idmapped mounts.
+    Shifted(u32),
+    Caller,
 }
 
 /// An image that is ready to run.
@@ -33,7 +51,9 @@ pub(super) struct LocalImage {
 
 impl Images {
     /// Opens the directory, and removes what an interrupted unpacking left.
-    pub fn open(dir: PathBuf, blobs: SharedBlobs, ownership: Ownership) -> io::Result<Self> {
+    pub fn open(dir: PathBuf, blobs: SharedBlobs, owners: Owners) -> io::Result<Self> {
+        // A data directory may move from one kind of file system to the other.
+        let dir = if let Owners::Shifted(_) = owners { dir.join("shifted") } else { dir };
         fs::create_dir_all(&dir)?;
         for entry in fs::read_dir(&dir)? {
             let entry = entry?;
@@ -41,7 +61,7 @@ impl Images {
                 remove_tree(&entry.path())?;
             }
         }
-        Ok(Self { dir, blobs, ownership, busy: Mutex::default() })
+        Ok(Self { dir, blobs, owners, busy: Mutex::default(), used: Mutex::default() })
     }
 
     /// Unpacks what is not there yet.
@@ -72,6 +92,7 @@ impl Images {
 
     async fn layer(&self, image: &ImageName, digest: Digest, media_type: &str) -> Result<PathBuf, Error> {
         let place = self.dir.join(digest.hex());
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.hex(), Instant::now());
         if place.exists() {
             return Ok(place);
         }
@@ -87,11 +108,11 @@ impl Images {
         let failed = |cause: String| Error::Image { image: image.clone(), cause };
         let blob = self.blobs.local_path(&digest).ok_or_else(|| failed(format!("layer {digest} is not there")))?;
         let temporary = self.dir.join(format!("tmp-{}", digest.hex()));
-        let (media_type, ownership, target) = (media_type.to_owned(), self.ownership, place.clone());
+        let (media_type, owners, target) = (media_type.to_owned(), self.owners, place.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
             remove_tree(&temporary)?;
             fs::create_dir(&temporary)?;
-            unpack_layer(File::open(blob)?, &media_type, &temporary, ownership)?;
+            unpack(File::open(blob)?, &media_type, &temporary, owners)?;
             fs::rename(temporary, target)
         });
         let unpacked = unpacked.await.map_err(io::Error::other).and_then(|result| result);
@@ -99,9 +120,13 @@ impl Images {
         Ok(place)
     }
 
-    /// Removes layers that none of these images has.
+    /// Removes layers that none of these images has, and nobody asked for lately.
     pub fn collect(&self, keep: &[ImageName]) -> io::Result<()> {
-        let mut wanted = HashSet::new();
+        let mut wanted: HashSet<String> = {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            used.retain(|_, at| at.elapsed() < LATELY);
+            used.keys().cloned().collect()
+        };
         for image in keep {
             if let Ok((manifest, _)) = self.documents(image) {
                 wanted.extend(manifest.layers.iter().map(|layer| layer.digest.hex()));
@@ -110,7 +135,7 @@ impl Images {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !wanted.contains(&name) && !name.starts_with("tmp-") {
+            if name.len() == HEX_DIGITS && !wanted.contains(&name) {
                 // Renamed first: nobody finds half of it.
                 let doomed = self.dir.join(format!("tmp-{name}"));
                 fs::rename(entry.path(), &doomed)?;
@@ -119,4 +144,32 @@ impl Images {
         }
         Ok(())
     }
+}
+
+fn unpack(blob: File, media_type: &str, place: &Path, owners: Owners) -> io::Result<()> {
+    let ownership = if let Owners::Caller = owners { Ownership::Ignore } else { Ownership::AsInLayer };
+    unpack_layer(blob, media_type, place, ownership)?;
+    match owners {
+        Owners::Shifted(by) => shift(place, by),
+        Owners::AsInLayer | Owners::Caller => Ok(()),
+    }
+}
+
+/// Adds to the owners of everything in a folder. The mode is set again, as a change of owner takes set-uid away.
+fn shift(folder: &Path, by: u32) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let metadata = path.symlink_metadata()?;
+        if metadata.is_dir() {
+            shift(&path, by)?;
+        }
+        // A file with several names is met several times.
+        if metadata.uid() < by {
+            lchown(&path, Some(metadata.uid() + by), Some(metadata.gid() + by))?;
+            if !metadata.is_symlink() {
+                fs::set_permissions(&path, fs::Permissions::from_mode(metadata.mode()))?;
+            }
+        }
+    }
+    Ok(())
 }

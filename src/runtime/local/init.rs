@@ -21,6 +21,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::{
         signal::{Signal, kill},
+        stat::{Mode as FileMode, umask},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{Gid, Pid, Uid, chdir, execve, pipe2, sethostname, setresgid, setresuid, setsid},
@@ -31,18 +32,20 @@ use super::{
     netlink::Netlink,
     root,
     spec::{Ids, Network, RANGE, Spec},
-    sys::{Forked, Parent, fork},
+    sys::{Forked, Parent, fork, pidfd_open},
 };
 
 /// The program could not be started: what a shell answers then.
-const CANNOT_START: u8 = 126;
+pub(super) const CANNOT_START: u8 = 126;
+/// The file system has no idmapped mounts: the caller may try without.
+pub(super) const NO_IDMAP: u8 = 125;
 
 /// How the process that is called stays with the sandbox.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// It waits for the program, ends as it does, and kills it when its own stdin ends (the daemon is gone).
     Step,
-    /// It writes the pid of the program to stdout's place in the spec and ends; its parent reaps the program.
+    /// It writes the pid of the program to stdout and ends; its parent reaps the program.
     Instance,
 }
 
@@ -52,18 +55,29 @@ pub(super) fn run(args: &[String]) -> Option<ExitCode> {
     if role != "sandbox-init" {
         return None;
     }
-    let mode = if mode == "instance" { Mode::Instance } else { Mode::Step };
-    match enter(mode, Path::new(spec)) {
-        Ok(code) => Some(code),
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "epiniod: the sandbox cannot be set up: {error}");
-            Some(ExitCode::from(CANNOT_START))
-        }
-    }
+    let result = match mode.as_str() {
+        "step" => enter(Mode::Step, Path::new(spec)),
+        "instance" => enter(Mode::Instance, Path::new(spec)),
+        // What a probe runs inside: it came so far.
+        "probe" => Ok(ExitCode::SUCCESS),
+        _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+    };
+    Some(result.unwrap_or_else(|error| ExitCode::from(say(&error))))
 }
 
-fn enter(mode: Mode, spec: &Path) -> io::Result<ExitCode> {
-    let spec: Spec = serde_json::from_slice(&fs::read(spec)?)?;
+/// Tells the reader of the log why there is no sandbox; the exit code for it.
+fn say(error: &io::Error) -> u8 {
+    let _ = writeln!(io::stderr(), "epiniod: the sandbox cannot be set up: {error}");
+    if error.kind() == io::ErrorKind::Unsupported { NO_IDMAP } else { CANNOT_START }
+}
+
+fn enter(mode: Mode, path: &Path) -> io::Result<ExitCode> {
+    umask(FileMode::from_bits_truncate(0o022));
+    let spec: Spec = serde_json::from_slice(&fs::read(path)?)?;
+    if mode == Mode::Step {
+        // A step is started once, and its secrets are read by now.
+        fs::remove_file(path)?;
+    }
     for cgroup in &spec.cgroups {
         fs::write(cgroup.join("cgroup.procs"), "0").map_err(|error| context("joining a cgroup", error))?;
     }
@@ -80,12 +94,9 @@ fn enter(mode: Mode, spec: &Path) -> io::Result<ExitCode> {
     match fork(parent)? {
         Forked::Child => {
             drop(go);
-            match inside(&spec, user_namespace, ready) {
+            match inside(mode, &spec, user_namespace, ready) {
                 Ok(never) => match never {},
-                Err(error) => {
-                    let _ = writeln!(io::stderr(), "epiniod: the sandbox cannot be set up: {error}");
-                    std::process::exit(i32::from(CANNOT_START));
-                }
+                Err(error) => std::process::exit(i32::from(say(&error))),
             }
         }
         Forked::Parent(pid) => {
@@ -93,13 +104,13 @@ fn enter(mode: Mode, spec: &Path) -> io::Result<ExitCode> {
             if mode == Mode::Instance {
                 println!("{pid}");
             }
-            let connected = connect(&spec, pid);
-            if let Err(error) = &connected {
+            if let Err(error) = connect(&spec, pid) {
                 let _ = kill(pid, Signal::SIGKILL);
-                let _ = writeln!(io::stderr(), "epiniod: the sandbox cannot be set up: connecting it: {error}");
+                say(&context("connecting it", error));
             }
-            // The child waits for this.
-            let _ = fs::File::from(go).write_all(b"go");
+            // The child waits for this, and later sees by it that this process still lives.
+            let mut go = fs::File::from(go);
+            let _ = go.write_all(b"go");
             match mode {
                 Mode::Instance => Ok(ExitCode::SUCCESS),
                 Mode::Step => wait(pid),
@@ -129,8 +140,14 @@ fn connect(spec: &Spec, pid: Pid) -> io::Result<()> {
 }
 
 /// The rest, in the new process.
-fn inside(spec: &Spec, user_namespace: Option<OwnedFd>, ready: OwnedFd) -> io::Result<std::convert::Infallible> {
+fn inside(
+    mode: Mode,
+    spec: &Spec,
+    user_namespace: Option<OwnedFd>,
+    ready: OwnedFd,
+) -> io::Result<std::convert::Infallible> {
     setsid()?;
+    harden::go_first();
     let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     if !matches!(spec.network, Network::Host) {
         namespaces |= CloneFlags::CLONE_NEWNET;
@@ -139,11 +156,12 @@ fn inside(spec: &Spec, user_namespace: Option<OwnedFd>, ready: OwnedFd) -> io::R
     // Old kernels have no cgroup namespace; without one the sandbox sees its path, and no more.
     let _ = unshare(CloneFlags::CLONE_NEWCGROUP);
     let mut go = [0; 2];
-    fs::File::from(ready).read_exact(&mut go).map_err(|error| context("waiting for the network", error))?;
+    let mut parent = fs::File::from(ready);
+    parent.read_exact(&mut go).map_err(|error| context("waiting for the network", error))?;
     sethostname(&spec.hostname)?;
     configure_network(&spec.network).map_err(|error| context("configuring the network", error))?;
-    root::enter(spec, user_namespace.as_ref())?;
     give_output(spec)?;
+    root::enter(spec, user_namespace.as_ref())?;
     chdir(spec.cwd.as_str()).or_else(|_| chdir("/"))?;
     if let Some(user_namespace) = user_namespace {
         setns(user_namespace, CloneFlags::CLONE_NEWUSER)
@@ -153,48 +171,91 @@ fn inside(spec: &Spec, user_namespace: Option<OwnedFd>, ready: OwnedFd) -> io::R
         setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))?;
         nix::unistd::setgroups(&[])?;
     }
+    let program = Program::of(spec)?;
     harden::drop_privileges(spec)?;
-    start(spec)
+    if mode == Mode::Step {
+        harden::die_with(&parent)?;
+    }
+    harden::filter_calls()?;
+    program.start()
 }
 
-/// The pipes belong to the program's user: programs open `/dev/stdout` again.
+/// The output belongs to the program's user: it may open `/dev/stdout`, as some servers do. Its input is empty.
 fn give_output(spec: &Spec) -> io::Result<()> {
-    if let Ids::Range { first } = spec.ids {
-        let (uid, gid) = (Some(Uid::from_raw(first + spec.uid)), Some(Gid::from_raw(first + spec.gid)));
-        nix::unistd::fchown(io::stdout(), uid, gid)?;
-        nix::unistd::fchown(io::stderr(), uid, gid)?;
+    let null = fs::File::open("/dev/null")?;
+    nix::unistd::dup2_stdin(null)?;
+    let Some(user) = spec.ids.outside(spec.user) else { return Ok(()) };
+    for output in [io::stdout().as_fd(), io::stderr().as_fd()] {
+        if nix::sys::stat::fstat(output)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
+            std::os::unix::fs::fchown(output, Some(user.uid), Some(user.gid))?;
+        }
     }
     Ok(())
 }
 
-/// Becomes the program.
-fn start(spec: &Spec) -> io::Result<std::convert::Infallible> {
-    let strings = |texts: &mut dyn Iterator<Item = String>| {
-        texts.map(CString::new).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)
-    };
-    let args = strings(&mut spec.program.iter().cloned())?;
-    let env = strings(&mut spec.env.iter().map(|(name, value)| format!("{name}={value}")))?;
-    let program = args.first().ok_or_else(|| io::Error::other("no program is named"))?;
-    match execve(program, &args, &env) {
-        Ok(never) => Ok(never),
-        Err(error) => Err(context(&format!("starting {}", spec.program[0]), error)),
+/// What is started, with nothing left to do that could need memory or files.
+struct Program {
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Program {
+    fn of(spec: &Spec) -> io::Result<Self> {
+        let strings = |texts: &mut dyn Iterator<Item = String>| {
+            texts.map(CString::new).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)
+        };
+        if spec.program.is_empty() {
+            return Err(io::Error::other("the image names no program to start"));
+        }
+        let mut env = spec.env.clone();
+        env.entry("PATH".to_owned()).or_insert_with(|| DEFAULT_PATH.to_owned());
+        if let Some(home) = home(spec.user.uid) {
+            env.entry("HOME".to_owned()).or_insert(home);
+        }
+        Ok(Self {
+            args: strings(&mut spec.program.iter().cloned())?,
+            env: strings(&mut env.iter().map(|(name, value)| format!("{name}={value}")))?,
+        })
+    }
+
+    fn start(&self) -> io::Result<std::convert::Infallible> {
+        match execve(&self.args[0], &self.args, &self.env) {
+            Ok(never) => Ok(never),
+            Err(error) => Err(context(&format!("starting {}", self.args[0].to_string_lossy()), error)),
+        }
     }
 }
 
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// A larger `/etc/passwd` is nobody's.
+const MAX_PASSWD_BYTES: u64 = 1 << 20;
+
+/// The home of a user, by the image's own file.
+fn home(uid: u32) -> Option<String> {
+    let mut text = String::new();
+    fs::File::open("/etc/passwd").ok()?.take(MAX_PASSWD_BYTES).read_to_string(&mut text).ok()?;
+    text.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields.get(2)?.parse() == Ok(uid)).then(|| fields.get(5).map(|home| (*home).to_owned()))?
+    })
+}
+
 fn configure_network(network: &Network) -> io::Result<()> {
-    match network {
-        Network::Host => Ok(()),
-        Network::None => Netlink::route()?.up("lo"),
-        Network::Bridge { address, prefix, gateway, .. } => {
-            // There is no way out by IPv6; without it programs do not try. Kernels without it have no such file.
-            let _ = fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
-            let mut netlink = Netlink::route()?;
-            netlink.up("lo")?;
-            netlink.add_address("eth0", *address, *prefix)?;
-            netlink.up("eth0")?;
-            netlink.add_default_route(*gateway)
-        }
+    if matches!(network, Network::Host) {
+        return Ok(());
     }
+    // Every port is as good as another here. Kernels without IPv6 have no such file, and there is no way out by it:
+    // without addresses programs do not try.
+    let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    let mut netlink = Netlink::route()?;
+    netlink.up("lo")?;
+    if let Network::Bridge { address, prefix, gateway, .. } = network {
+        let _ = fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
+        netlink.add_address("eth0", *address, *prefix)?;
+        netlink.up("eth0")?;
+        netlink.add_default_route(*gateway)?;
+    }
+    Ok(())
 }
 
 /// A user namespace with a range of ids, made by a child that is gone when this returns.
@@ -233,16 +294,18 @@ fn map_ids(child: Pid, first: u32, made: OwnedFd) -> io::Result<OwnedFd> {
 /// Rootless: the caller is the CNB user, and nobody else is anybody.
 fn enter_own_user_namespace(spec: &Spec) -> io::Result<()> {
     let (uid, gid) = (Uid::current(), Gid::current());
-    unshare(CloneFlags::CLONE_NEWUSER)
-        .map_err(|error| context("making a user namespace (are unprivileged user namespaces allowed here?)", error))?;
+    let hint = "making a user namespace (it has to be allowed: kernel.unprivileged_userns_clone, \
+                kernel.apparmor_restrict_unprivileged_userns, user.max_user_namespaces)";
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| context(hint, error))?;
     fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("{} {uid} 1\n", spec.uid))?;
-    fs::write("/proc/self/gid_map", format!("{} {gid} 1\n", spec.gid))
+    fs::write("/proc/self/uid_map", format!("{} {uid} 1\n", spec.user.uid))
+        .and_then(|()| fs::write("/proc/self/gid_map", format!("{} {gid} 1\n", spec.user.gid)))
+        .map_err(|error| context(hint, error))
 }
 
 /// Waits for the program of a step. When stdin ends, the daemon is gone, and so is the step.
 fn wait(pid: Pid) -> io::Result<ExitCode> {
-    let child = nix_pidfd(pid)?;
+    let child = pidfd_open(pid)?;
     let stdin = io::stdin();
     loop {
         let mut fds = [
@@ -260,7 +323,7 @@ fn wait(pid: Pid) -> io::Result<ExitCode> {
             WaitStatus::Exited(_, code) => return Ok(ExitCode::from(u8::try_from(code).unwrap_or(255))),
             WaitStatus::Signaled(_, signal, _) => {
                 // Ends the same way, so that who waits for us sees how.
-                super::harden::end_by(signal);
+                harden::end_by(signal);
                 return Ok(ExitCode::from(128u8.saturating_add(signal as u8)));
             }
             _ if fds[1].any().unwrap_or(false) => {
@@ -270,10 +333,6 @@ fn wait(pid: Pid) -> io::Result<ExitCode> {
             _ => {}
         }
     }
-}
-
-fn nix_pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    super::sys::pidfd_open(pid)
 }
 
 pub(super) fn context(doing: &str, error: impl Into<io::Error>) -> io::Error {

@@ -6,33 +6,27 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
     Host,
-    cgroup::Cgroup,
+    images::LocalImage,
+    instance::{Local, Place, read_json, stop, write_json},
     io_error, logs,
-    network::{Connection, free_port},
+    network::Connection,
     observe::{self, Observed},
-    spec::Spec,
+    spec::{Ids, Spec, Tool, User},
 };
 use crate::{
-    model::{ReleaseId, Timestamp},
+    model::{ImageName, ReleaseId},
     oci::tree::remove_tree,
-    runtime::{CNB_ID, Error, Instance, InstanceState, Workload, WorkloadStatus},
+    runtime::{CNB_ID, Error, InstanceState, Workload, WorkloadStatus},
 };
 
 /// The port that instances are told as root, as on Kubernetes.
@@ -40,6 +34,12 @@ const PORT: u16 = 8080;
 /// How often instances are looked at: while one starts, and otherwise.
 const STARTING_INTERVAL: Duration = Duration::from_millis(20);
 const STEADY_INTERVAL: Duration = Duration::from_millis(500);
+/// The first process of a sandbox: it hands signals on, and collects orphans.
+const INIT: &str = "/.epiniod/init";
+/// How long a monitor may take to say that it is there.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between SIGTERM and SIGKILL, where nobody said anything else.
+const GRACE: Duration = Duration::from_secs(10);
 const SCRATCH_BYTES: u64 = 512 << 20;
 const OPEN_FILES: u64 = 65_536;
 
@@ -49,34 +49,21 @@ pub(super) struct Instances {
     known: Mutex<BTreeMap<ReleaseId, Known>>,
     changes: watch::Sender<u64>,
     look: tokio::sync::Notify,
+    /// One makes instances at a time.
+    turn: tokio::sync::Mutex<()>,
 }
 
 struct Known {
     workload: Workload,
     instances: BTreeMap<u32, Local>,
+    /// The release that its instances were stopped for.
+    made_way_for: Option<ReleaseId>,
 }
 
-/// An instance, and how it was when it was last looked at.
-#[derive(Debug, Clone)]
-pub(super) struct Local {
-    pub folder: PathBuf,
-    pub place: Place,
-    pub address: SocketAddr,
-    pub shared_network: bool,
-    pub cgroup: Cgroup,
-    pub name: String,
-    pub instance: Instance,
-    pub pid: Option<i32>,
-    /// What was said in its log already.
-    pub noted: bool,
-    stopping: bool,
-}
-
-/// What an instance has of the machine; kept in its folder.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Place {
-    pub number: u16,
-    pub port: u16,
+impl Known {
+    fn new(workload: Workload) -> Self {
+        Self { workload, instances: BTreeMap::new(), made_way_for: None }
+    }
 }
 
 impl Instances {
@@ -87,6 +74,7 @@ impl Instances {
             host,
             changes: watch::Sender::new(0),
             look: tokio::sync::Notify::new(),
+            turn: tokio::sync::Mutex::default(),
         });
         tokio::spawn(watch_over(Arc::downgrade(&instances)));
         Ok(instances)
@@ -94,47 +82,82 @@ impl Instances {
 
     pub async fn apply(self: &Arc<Self>, workload: &Workload) -> Result<(), Error> {
         let image = self.host.images.ready(&workload.image).await?;
+        let _turn = self.turn.lock().await;
+        if self.has_made_way(workload) {
+            return Ok(());
+        }
+        self.make_way(workload).await;
         let folder = self.host.data_dir.join("workloads").join(folder_name(&workload.id));
         let failed = || io_error(&format!("starting {}", workload.id));
         fs::create_dir_all(&folder).map_err(failed())?;
         write_json(&folder.join("workload.json"), workload).map_err(failed())?;
-        let missing: Vec<u32> = {
-            let mut known = self.lock();
-            let entry = known
-                .entry(workload.id.clone())
-                .or_insert_with(|| Known { workload: workload.clone(), instances: BTreeMap::new() });
-            entry.workload = workload.clone();
-            (0..workload.instances).filter(|index| !entry.instances.contains_key(index)).collect()
-        };
-        for index in missing {
-            let local = self.prepare(workload, index, &folder.join(index.to_string()), &image).map_err(failed())?;
+        for index in self.missing(workload) {
+            let mut local = self.prepare(workload, index, &folder.join(index.to_string()), &image).map_err(failed())?;
+            local.patience = Instant::now() + PATIENCE;
             self.start_monitor(&local).map_err(failed())?;
             if let Some(known) = self.lock().get_mut(&workload.id) {
                 known.instances.insert(index, local);
             }
         }
-        let surplus: Vec<Local> = {
-            let mut known = self.lock();
-            let entry = known.get_mut(&workload.id);
-            entry
-                .map(|entry| entry.instances.split_off(&workload.instances).into_values().collect())
-                .unwrap_or_default()
-        };
-        for local in surplus {
+        let surplus = self.lock().get_mut(&workload.id).map(|entry| entry.instances.split_off(&workload.instances));
+        for local in surplus.into_iter().flat_map(BTreeMap::into_values) {
             let host = Arc::clone(&self.host);
-            tokio::spawn(async move { stop(&host, &local, Duration::from_secs(10)).await });
+            tokio::spawn(async move { stop(&host, &local, GRACE).await });
         }
         self.look.notify_one();
         Ok(())
     }
 
+    fn missing(&self, workload: &Workload) -> Vec<u32> {
+        let mut known = self.lock();
+        let entry = known.entry(workload.id.clone()).or_insert_with(|| Known::new(workload.clone()));
+        entry.workload = workload.clone();
+        (0..workload.instances).filter(|index| !entry.instances.contains_key(index)).collect()
+    }
+
+    /// On a shared network an application that does not listen where it is told can run once only: the releases before
+    /// are stopped first.
+    async fn make_way(&self, workload: &Workload) {
+        if !matches!(self.host.connection, Connection::Host) {
+            return;
+        }
+        let mut leaving = Vec::new();
+        for (id, known) in self.lock().iter_mut().filter(|(id, _)| **id != workload.id && same_app(id, &workload.id)) {
+            let elsewhere = |local: &&mut Local| match local.instance.state {
+                InstanceState::Ready { address } => address.port() != local.place.port,
+                _ => false,
+            };
+            for local in known.instances.values_mut().filter(elsewhere) {
+                local.stopping = true;
+                local.instance.state = InstanceState::Stopping;
+                leaving.push((id.clone(), local.clone()));
+            }
+        }
+        for (id, local) in leaving {
+            let number = workload.id.number;
+            let text =
+                format!("stopped before release {number} starts: it does not listen on $PORT, so only one can run");
+            logs::note(&local.folder, &text);
+            self.tell();
+            stop(&self.host, &local, GRACE).await;
+            if let Some(known) = self.lock().get_mut(&id) {
+                known.instances.retain(|_, other| other.folder != local.folder);
+                known.made_way_for = Some(workload.id.clone());
+            }
+        }
+    }
+
+    /// Was this stopped for another, which is still there?
+    fn has_made_way(&self, workload: &Workload) -> bool {
+        let known = self.lock();
+        let other = known.get(&workload.id).and_then(|entry| entry.made_way_for.as_ref());
+        other.is_some_and(|other| known.contains_key(other))
+    }
+
     pub fn status(&self, id: &ReleaseId) -> Option<WorkloadStatus> {
         let known = self.lock();
         let entry = known.get(id)?;
-        let instances = entry.instances.values().map(|local| {
-            let memory_bytes = local.cgroup.memory_bytes();
-            Instance { memory_bytes, ..local.instance.clone() }
-        });
+        let instances = entry.instances.values().map(|local| local.instance.clone());
         Some(WorkloadStatus { instances: instances.collect() })
     }
 
@@ -144,6 +167,11 @@ impl Instances {
 
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// The images of all that runs.
+    pub fn images(&self) -> Vec<ImageName> {
+        self.lock().values().map(|known| known.workload.image.clone()).collect()
     }
 
     pub async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error> {
@@ -178,20 +206,28 @@ impl Instances {
         &self.host
     }
 
+    fn prepare(&self, workload: &Workload, index: u32, folder: &Path, image: &LocalImage) -> io::Result<Local> {
+        let number = self.host.number().map_err(io::Error::other)?;
+        self.host.connection.open_firewalls();
+        let port = if matches!(self.host.connection, Connection::Bridge(_)) { PORT } else { number };
+        let prepared = self.write_spec(workload, index, folder, image, Place { number, port });
+        if prepared.is_err() {
+            self.host.release(number);
+        }
+        prepared
+    }
+
     /// Writes everything that a monitor needs into the folder of an instance.
-    fn prepare(
+    fn write_spec(
         &self,
         workload: &Workload,
         index: u32,
         folder: &Path,
-        image: &super::images::LocalImage,
+        image: &LocalImage,
+        place: Place,
     ) -> io::Result<Local> {
         let host = &self.host;
         fs::create_dir_all(folder.join("stage"))?;
-        let place = match &host.connection {
-            Connection::Bridge(_) => Place { number: host.number().map_err(io::Error::other)?, port: PORT },
-            Connection::Host => Place { number: 0, port: free_port()? },
-        };
         write_json(&folder.join("place.json"), &place)?;
         let local = Local::new(host, &workload.id, index, folder, place);
         let cgroup = host.cgroups.create(&local.name, &workload.limits)?;
@@ -200,24 +236,25 @@ impl Instances {
         let mut env: BTreeMap<String, String> = config.env.iter().flatten().filter_map(split).collect();
         env.extend(workload.env.clone());
         env.insert("PORT".to_owned(), place.port.to_string());
-        let (uid, gid) = user(config.user.as_deref());
-        let (uid, gid) = if matches!(host.ids, super::Ids::Caller) { (CNB_ID, CNB_ID) } else { (uid, gid) };
+        let user = if host.ids == Ids::Caller { User::of(CNB_ID) } else { user(config.user.as_deref()) };
+        let entrypoint = config.entrypoint.iter().chain(&config.cmd).flatten().cloned();
         let spec = Spec {
             hostname: local.name.chars().take(63).collect(),
             stage: folder.join("stage"),
             layers: image.layers.clone(),
             scratch_bytes: workload.limits.scratch_bytes.unwrap_or(SCRATCH_BYTES),
-            own_binary: host.own_binary.clone(),
+            tool: Tool { source: host.monitor.clone(), target: INIT.to_owned() },
             mounts: Vec::new(),
             files: Vec::new(),
             build_ca: None,
             resolv_conf: host.resolv_conf.clone(),
             network: host.connection.network(place.number),
             ids: host.ids,
-            uid,
-            gid,
-            cgroups: cgroup.folders.clone(),
-            program: config.entrypoint.iter().chain(&config.cmd).flatten().cloned().collect(),
+            idmapped: host.idmapped,
+            user,
+            max_processes: workload.limits.pids.filter(|_| cgroup.folders.is_empty()),
+            cgroups: cgroup.folders,
+            program: [INIT, "init"].map(str::to_owned).into_iter().chain(entrypoint).collect(),
             env,
             cwd: config.working_dir.clone().unwrap_or_else(|| "/".to_owned()),
             open_files: OPEN_FILES,
@@ -255,7 +292,7 @@ impl Instances {
         };
         let mut starting = false;
         for (id, index, before) in locals {
-            let Observed { local, monitor_gone } = observe::look(before.clone()).await;
+            let Observed { mut local, monitor_gone } = observe::look(before.clone()).await;
             if monitor_gone {
                 tracing::warn!(instance = %local.name, "the monitor of an instance is gone; the instance is started again");
                 local.cgroup.remove();
@@ -264,9 +301,10 @@ impl Instances {
                 if let Err(error) = again {
                     tracing::error!(instance = %local.name, %error, "starting an instance again failed");
                 }
+                local.patience = Instant::now() + PATIENCE;
             }
             starting |= !matches!(local.instance.state, InstanceState::Ready { .. } | InstanceState::BackOff { .. });
-            let differs = local.instance != before.instance;
+            let differs = local.instance.state != before.instance.state;
             if let Some(entry) = self.lock().get_mut(&id).and_then(|entry| entry.instances.get_mut(&index))
                 && !entry.stopping
             {
@@ -292,33 +330,6 @@ impl Instances {
     }
 }
 
-impl Local {
-    fn new(host: &Host, id: &ReleaseId, index: u32, folder: &Path, place: Place) -> Self {
-        let name = format!("{}-{}-{index}", id.app, id.number);
-        let group = format!("{}_{name}", id.namespace);
-        let instance = Instance {
-            name: name.clone(),
-            state: InstanceState::Starting,
-            started_at: Timestamp::now(),
-            restarts: 0,
-            memory_bytes: None,
-            millicpus: None,
-        };
-        Self {
-            folder: folder.to_owned(),
-            place,
-            address: host.connection.address(place.number, place.port),
-            shared_network: matches!(host.connection, Connection::Host),
-            cgroup: host.cgroups.existing(&group),
-            name: group,
-            instance,
-            pid: None,
-            noted: false,
-            stopping: false,
-        }
-    }
-}
-
 /// Looks at all instances, often while one is starting, until nobody needs them any more.
 async fn watch_over(instances: Weak<Instances>) {
     let mut interval = STARTING_INTERVAL;
@@ -327,46 +338,6 @@ async fn watch_over(instances: Weak<Instances>) {
         let _ = tokio::time::timeout(interval, all.look.notified()).await;
         interval = if all.look().await { STARTING_INTERVAL } else { STEADY_INTERVAL };
     }
-}
-
-/// Stops an instance: asks, waits, kills. Whatever happens, nothing of it is left running.
-async fn stop(host: &Host, local: &Local, grace: Duration) {
-    if let Some(monitor) = observe::monitor_pid(&local.folder) {
-        let _ = kill(monitor, Signal::SIGTERM);
-        if !ends(&local.folder, grace).await {
-            let _ = kill(monitor, Signal::SIGUSR1);
-            if !ends(&local.folder, Duration::from_secs(5)).await {
-                let _ = kill(monitor, Signal::SIGKILL);
-            }
-        }
-    }
-    if let Some(pid) = observe::program_pid(&local.folder) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    logs::keep(host, local);
-    local.cgroup.remove();
-    if local.place.number != 0 {
-        host.release(local.place.number);
-    }
-    let _ = remove_tree(&local.folder);
-}
-
-/// Waits until a monitor has gone.
-async fn ends(folder: &Path, within: Duration) -> bool {
-    let deadline = Instant::now() + within;
-    while is_locked(folder) {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    true
-}
-
-/// Is a monitor there?
-pub(super) fn is_locked(folder: &Path) -> bool {
-    let Ok(file) = fs::File::open(folder.join("lock")) else { return false };
-    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
 }
 
 fn adopt(host: &Host) -> io::Result<BTreeMap<ReleaseId, Known>> {
@@ -390,9 +361,13 @@ fn adopt(host: &Host) -> io::Result<BTreeMap<ReleaseId, Known>> {
                 _ => remove_tree(&path)?,
             }
         }
-        known.insert(workload.id.clone(), Known { workload, instances });
+        known.insert(workload.id.clone(), Known { instances, ..Known::new(workload) });
     }
     Ok(known)
+}
+
+fn same_app(left: &ReleaseId, right: &ReleaseId) -> bool {
+    (&left.namespace, &left.app) == (&right.namespace, &right.app)
 }
 
 /// `_` is in no name.
@@ -401,20 +376,8 @@ fn folder_name(id: &ReleaseId) -> String {
 }
 
 /// `uid`, `uid:gid`; names would need the image's files.
-fn user(user: Option<&str>) -> (u32, u32) {
+fn user(user: Option<&str>) -> User {
     let text = user.unwrap_or_default();
     let (uid, gid) = text.split_once(':').unwrap_or((text, text));
-    (uid.parse().unwrap_or(CNB_ID), gid.parse().unwrap_or(CNB_ID))
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
-    let temporary = path.with_extension("new");
-    let text = serde_json::to_vec(value)?;
-    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?.write_all(&text)?;
-    fs::rename(temporary, path)
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    User { uid: uid.parse().unwrap_or(CNB_ID), gid: gid.parse().unwrap_or(CNB_ID) }
 }

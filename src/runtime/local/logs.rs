@@ -1,19 +1,21 @@
 //! Logs of instances: files that monitors write, read as one stream.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures::stream::{BoxStream, StreamExt as _, unfold};
 
-use super::{Host, instances::Instances, instances::Local};
+use super::{Host, instance::Local, instances::Instances};
 use crate::{
-    model::{AppName, Namespace, Timestamp},
+    model::{AppName, ImageName, Namespace, Timestamp},
+    oci::tree::remove_tree,
     runtime::{LogLine, LogQuery, LogStream},
 };
 
@@ -24,7 +26,9 @@ const KEPT: usize = 5;
 /// The most lines of the past that are given without a wish for fewer.
 const MAX_LINES: usize = 100_000;
 /// The most that is read of a growing file in one go, in bytes.
-const STEP: u64 = 1 << 20;
+const STEP: usize = 256 << 10;
+/// Monitors cut lines at 16 KiB; time and stream are in front.
+const LONGEST_LINE: u64 = (16 << 10) + 64;
 
 /// What is there, in order of time, then, with `follow`, what comes.
 pub(super) fn read(
@@ -33,8 +37,8 @@ pub(super) fn read(
     app: AppName,
     query: LogQuery,
 ) -> BoxStream<'static, LogLine> {
-    let reader =
-        Reader { instances, namespace, app, offsets: HashMap::new(), ready: VecDeque::new(), query, started: false };
+    let (growing, ready) = (BTreeMap::new(), VecDeque::new());
+    let reader = Reader { instances, namespace, app, growing, ready, query, started: false };
     unfold(reader, |mut reader| async move { reader.next().await.map(|line| (line, reader)) }).boxed()
 }
 
@@ -42,8 +46,8 @@ struct Reader {
     instances: Arc<Instances>,
     namespace: Namespace,
     app: AppName,
-    /// How far each growing file was read.
-    offsets: HashMap<PathBuf, u64>,
+    /// The growing files, by instance.
+    growing: BTreeMap<String, Growing>,
     ready: VecDeque<LogLine>,
     query: LogQuery,
     started: bool,
@@ -75,28 +79,37 @@ impl Reader {
         let mut lines = Vec::new();
         for path in kept(self.instances.host(), self.namespace.as_str(), self.app.as_str()) {
             let origin = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            lines.extend(tail(&path, &origin, most));
+            lines.extend(File::open(&path).map(|file| tail(file, u64::MAX, &origin, most)).unwrap_or_default());
         }
         for (origin, folder) in self.folders() {
-            lines.extend(tail(&folder.join("log.1"), &origin, most));
-            let current = folder.join("log");
-            self.offsets.insert(current.clone(), fs::metadata(&current).map_or(0, |metadata| metadata.len()));
-            lines.extend(tail(&current, &origin, most));
+            let before = File::open(folder.join("log.1"));
+            lines.extend(before.map(|file| tail(file, u64::MAX, &origin, most)).unwrap_or_default());
+            let Some((growing, file)) = Growing::at_end(&folder) else { continue };
+            lines.extend(tail(file, growing.offset, &origin, most));
+            self.growing.insert(origin, growing);
         }
+        // Lines of one instance stay in their order.
         lines.sort_by_key(|line| line.at);
-        lines.split_off(lines.len().saturating_sub(most))
+        let skipped = lines.len().saturating_sub(most);
+        lines.into_iter().skip(skipped).map(|line| line.line).collect()
     }
 
     fn grow(&mut self) {
-        let folders = self.folders();
-        let live: HashSet<PathBuf> = folders.iter().map(|(_, folder)| folder.join("log")).collect();
-        self.offsets.retain(|path, _| live.contains(path));
-        for (origin, folder) in folders {
-            let path = folder.join("log");
-            let offset = self.offsets.entry(path.clone()).or_insert(0);
-            let lines = more(&path, offset);
-            self.ready.extend(lines.iter().filter_map(|line| parse(line, &origin)));
+        let folders: BTreeMap<String, PathBuf> = self.folders().into_iter().collect();
+        for (origin, folder) in &folders {
+            if let (false, Ok(growing)) = (self.growing.contains_key(origin), Growing::new(folder)) {
+                self.growing.insert(origin.clone(), growing);
+            }
         }
+        let mut lines = Vec::new();
+        self.growing.retain(|origin, growing| {
+            let more = growing.more(origin);
+            let ended = more.is_empty() && !folders.contains_key(origin);
+            lines.extend(more);
+            !ended
+        });
+        lines.sort_by_key(|line| line.at);
+        self.ready.extend(lines.into_iter().map(|line| line.line));
     }
 
     fn folders(&self) -> Vec<(String, PathBuf)> {
@@ -104,27 +117,70 @@ impl Reader {
     }
 }
 
-/// The whole lines after an offset, which moves behind them.
-fn more(path: &Path, offset: &mut u64) -> Vec<Vec<u8>> {
-    let Ok(mut file) = File::open(path) else { return Vec::new() };
-    if file.metadata().is_ok_and(|metadata| metadata.len() < *offset) {
-        // It was rotated.
-        *offset = 0;
-    }
-    let mut bytes = Vec::new();
-    if file.seek(SeekFrom::Start(*offset)).is_err() || file.take(STEP).read_to_end(&mut bytes).is_err() {
-        return Vec::new();
-    }
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    *offset += whole as u64;
-    bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+/// A log that is read while it is written. The file stays open: it may be rotated or moved away before its end was read.
+struct Growing {
+    path: PathBuf,
+    file: File,
+    offset: u64,
 }
 
-/// The last lines of a file.
-fn tail(path: &Path, origin: &str, most: usize) -> VecDeque<LogLine> {
+impl Growing {
+    fn new(folder: &Path) -> io::Result<Self> {
+        let path = folder.join("log");
+        Ok(Self { file: File::open(&path)?, path, offset: 0 })
+    }
+
+    /// From here on; and the file once more, for what was before.
+    fn at_end(folder: &Path) -> Option<(Self, File)> {
+        let mut growing = Self::new(folder).ok()?;
+        let past = File::open(&growing.path).ok()?;
+        growing.offset = growing.whole(growing.file.metadata().ok()?.len()).ok()?;
+        Some((growing, past))
+    }
+
+    /// The end of the last whole line before an offset.
+    fn whole(&self, end: u64) -> io::Result<u64> {
+        let start = end.saturating_sub(2 * LONGEST_LINE);
+        let mut bytes = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.iter().rposition(|byte| *byte == b'\n').map_or(start, |last| start + last as u64 + 1))
+    }
+
+    /// The whole lines that have come. When there are none, the next file, if there is one, is the one to read.
+    fn more(&mut self, origin: &str) -> Vec<Line> {
+        let lines = self.lines(origin);
+        if !lines.is_empty() {
+            return lines;
+        }
+        let same = |left: &File, right: &File| Some((left.metadata().ok()?.ino(), right.metadata().ok()?.ino()));
+        let Ok(now) = File::open(&self.path) else { return Vec::new() };
+        if same(&now, &self.file).is_none_or(|(now, before)| now == before) {
+            return Vec::new();
+        }
+        self.file = now;
+        self.offset = 0;
+        self.lines(origin)
+    }
+
+    fn lines(&mut self, origin: &str) -> Vec<Line> {
+        let mut bytes = vec![0; STEP];
+        let Ok(read) = self.file.read_at(&mut bytes, self.offset) else { return Vec::new() };
+        let whole = bytes[..read].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.offset += whole as u64;
+        bytes[..whole].split(|byte| *byte == b'\n').filter_map(|line| parse(line, origin)).collect()
+    }
+}
+
+/// A line, and its time in milliseconds.
+struct Line {
+    at: i64,
+    line: LogLine,
+}
+
+/// The last lines of a file, up to an offset.
+fn tail(file: File, end: u64, origin: &str, most: usize) -> VecDeque<Line> {
     let mut lines = VecDeque::new();
-    let Ok(file) = File::open(path) else { return lines };
-    for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
+    for line in BufReader::new(file.take(end)).split(b'\n').map_while(Result::ok) {
         if lines.len() == most {
             lines.pop_front();
         }
@@ -133,30 +189,33 @@ fn tail(path: &Path, origin: &str, most: usize) -> VecDeque<LogLine> {
     lines
 }
 
-/// `SECONDS STREAM TEXT`
-fn parse(line: &[u8], origin: &str) -> Option<LogLine> {
+/// `MILLISECONDS STREAM TEXT`
+fn parse(line: &[u8], origin: &str) -> Option<Line> {
     let text = String::from_utf8_lossy(line);
     let mut parts = text.splitn(3, ' ');
-    let at = Timestamp::from_second(parts.next()?.parse().ok()?);
+    let at: i64 = parts.next()?.parse().ok()?;
     let stream = match parts.next()? {
         "o" => LogStream::Stdout,
         "e" => LogStream::Stderr,
         _ => LogStream::Note,
     };
-    Some(LogLine { origin: origin.to_owned(), stream, at, text: parts.next().unwrap_or_default().to_owned() })
+    let text = parts.next().unwrap_or_default().to_owned();
+    Some(Line { at, line: LogLine { origin: origin.to_owned(), stream, at: Timestamp::from_second(at / 1000), text } })
 }
 
 /// The last lines that the program of an instance wrote itself.
 pub(super) fn last_words(folder: &Path, most: usize) -> Vec<String> {
-    let lines = tail(&folder.join("log"), "", most);
-    lines.into_iter().filter(|line| line.stream != LogStream::Note).map(|line| line.text).collect()
+    let Ok(file) = File::open(folder.join("log")) else { return Vec::new() };
+    let lines = tail(file, u64::MAX, "", most).into_iter().map(|line| line.line);
+    lines.filter(|line| line.stream != LogStream::Note).map(|line| line.text).collect()
 }
 
 /// A line of the runtime's own in the log of an instance.
 pub(super) fn note(folder: &Path, text: &str) {
     if let Ok(mut log) = File::options().append(true).open(folder.join("log")) {
         // The log is for people; one that cannot be written stops nothing.
-        let _ = writeln!(log, "{} n {text}", Timestamp::now().as_second());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let _ = log.write_all(format!("{} n {text}\n", now.as_millis()).as_bytes());
     }
 }
 
@@ -184,4 +243,16 @@ fn kept(host: &Host, namespace: &str, app: &str) -> Vec<PathBuf> {
 
 fn folder(host: &Host, namespace: &str, app: &str) -> PathBuf {
     host.data_dir.join("logs").join(format!("{namespace}_{app}"))
+}
+
+/// Removes the logs of applications that none of these images is of.
+pub(super) fn collect(host: &Host, keep: &[ImageName]) -> io::Result<()> {
+    let wanted: HashSet<String> = keep.iter().map(|image| image.repository.replacen('/', "_", 1)).collect();
+    for entry in fs::read_dir(host.data_dir.join("logs"))? {
+        let entry = entry?;
+        if !wanted.contains(entry.file_name().to_string_lossy().as_ref()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
 }

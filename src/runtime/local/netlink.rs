@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use nix::sys::{
+    socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt},
+    time::{TimeVal, TimeValLike as _},
+};
 use std::os::fd::AsRawFd as _;
 
 const NLM_F_REQUEST: u16 = 1;
@@ -14,7 +17,9 @@ const NLM_F_ACK: u16 = 4;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
+const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 /// An attribute that holds others.
 const NESTED: u16 = 0x8000;
 
@@ -67,10 +72,15 @@ impl Message {
         self.attribute(kind | NESTED, &inner.0)
     }
 
+    fn with_flags(mut self, flags: u16) -> Self {
+        let all = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | flags;
+        self.bytes[6..8].copy_from_slice(&all.to_ne_bytes());
+        self
+    }
+
     pub fn with_sequence(mut self, sequence: u32, acknowledge: bool) -> Vec<u8> {
         if acknowledge {
-            let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | NLM_F_ACK;
-            self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+            self = self.with_flags(NLM_F_ACK);
         }
         let length = u32::try_from(self.bytes.len()).expect("a message is small");
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
@@ -111,6 +121,18 @@ fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
+/// The attributes in some bytes: kind (without its flags) and value.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const KIND: u16 = 0x3fff;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & KIND, value))
+    })
+}
+
 /// A conversation with one part of the kernel.
 pub(super) struct Netlink {
     socket: OwnedFd,
@@ -129,6 +151,8 @@ impl Netlink {
     fn open(protocol: SockProtocol) -> io::Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        // The kernel answers at once, or something is badly wrong.
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
         Ok(Self { socket, sequence: 0 })
     }
 
@@ -160,6 +184,34 @@ impl Netlink {
             }
             if seen >= acknowledged {
                 return Ok(());
+            }
+            length = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut answer, nix::sys::socket::MsgFlags::empty())?;
+        }
+    }
+
+    /// Asks for a list: the family and the attributes of each entry.
+    pub fn dump(&mut self, message: Message) -> io::Result<Vec<(u8, Vec<u8>)>> {
+        self.sequence += 1;
+        let bytes = message.with_flags(NLM_F_DUMP).with_sequence(self.sequence, false);
+        let mut answer = vec![0; 64 * 1024];
+        let mut entries = Vec::new();
+        let mut length = super::sys::exchange(self.socket.as_fd(), &bytes, &mut answer)?;
+        loop {
+            let mut rest = &answer[..length];
+            while rest.len() >= 16 {
+                let size = u32::from_ne_bytes(rest[..4].try_into().expect("4 bytes")) as usize;
+                let body = rest.get(16..size).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+                match u16::from_ne_bytes(rest[4..6].try_into().expect("2 bytes")) {
+                    NLMSG_DONE => return Ok(entries),
+                    NLMSG_ERROR => {
+                        let code = body.first_chunk().copied().map_or(0, i32::from_ne_bytes);
+                        return if code == 0 { Ok(entries) } else { Err(io::Error::from_raw_os_error(-code)) };
+                    }
+                    // The header of netfilter has 4 bytes, and begins with the family.
+                    _ if body.len() >= 4 => entries.push((body[0], body[4..].to_vec())),
+                    _ => {}
+                }
+                rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
             }
             length = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut answer, nix::sys::socket::MsgFlags::empty())?;
         }

@@ -1,16 +1,16 @@
 //! The network of sandboxes: as root a bridge of this data directory; rootless the network of the machine.
 
-use std::{
-    fs, io,
-    net::{Ipv4Addr, TcpListener},
-};
+use std::{fs, io, net::Ipv4Addr, ops::Range, os::fd::AsRawFd as _};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
 
 use super::{
     firewall::{self, Subnet},
+    forwarding,
     netlink::Netlink,
     spec::Network,
 };
-use crate::model::Digest;
+use crate::{model::Digest, runtime::Error};
 
 /// Where addresses of sandboxes begin: a corner of 10.0.0.0/8 that few networks use.
 const FIRST_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
@@ -18,6 +18,8 @@ const FIRST_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
 const PREFIX: u8 = 22;
 const SUBNETS: u32 = 64;
 const DEFAULT_MTU: u32 = 1500;
+/// Ports of instances that share the network of the machine: below those that the kernel gives to outgoing connections.
+const PORTS: Range<u16> = 20_000..30_000;
 
 /// How sandboxes are connected.
 #[derive(Debug, Clone)]
@@ -37,7 +39,16 @@ pub(super) struct Bridge {
 
 impl Connection {
     /// Makes the bridge and its rules, or takes over what a daemon before left. `identity` is that of the data directory.
-    pub fn open(identity: &Digest) -> io::Result<Self> {
+    pub fn open(identity: &Digest) -> Result<Self, Error> {
+        Self::make(identity).map_err(|error| {
+            Error::Unsupported(format!(
+                "the network of sandboxes cannot be made: {error}; it needs CAP_NET_ADMIN, and bridges, veth and nf_tables \
+                 in the kernel (to do without, run epiniod as another user than root)"
+            ))
+        })
+    }
+
+    fn make(identity: &Digest) -> io::Result<Self> {
         let hex = identity.hex();
         let number = u32::from_str_radix(&hex[..8], 16).unwrap_or(0);
         let mtu = default_mtu().unwrap_or(DEFAULT_MTU);
@@ -54,6 +65,14 @@ impl Connection {
             }
         }
         Err(last)
+    }
+
+    /// What sandboxes are numbered with: their place on the bridge, or their port.
+    pub fn numbers(&self) -> Range<u16> {
+        match self {
+            Self::Bridge(_) => 2..1022,
+            Self::Host => PORTS,
+        }
     }
 
     /// The network of a sandbox with this number on the bridge.
@@ -78,6 +97,17 @@ impl Connection {
         }
     }
 
+    /// Before something is started that needs the outside: a firewall may have come, or been made anew, since the last time.
+    pub fn open_firewalls(&self) {
+        let Self::Bridge(bridge) = self else { return };
+        if let Err(error) = forwarding::open(&bridge.name, &bridge.table) {
+            tracing::warn!(
+                %error, bridge = bridge.name,
+                "the firewall of this machine may keep sandboxes from the internet; let through what comes from this bridge"
+            );
+        }
+    }
+
     pub fn describe(&self) -> &'static str {
         match self {
             Self::Bridge(_) => "bridge",
@@ -89,6 +119,7 @@ impl Connection {
     pub fn close(&self) {
         if let Self::Bridge(bridge) = self {
             let _ = firewall::remove(&bridge.table);
+            let _ = forwarding::close(&bridge.table);
             if let Ok(mut netlink) = Netlink::route() {
                 let _ = netlink.delete(&bridge.name);
             }
@@ -98,8 +129,6 @@ impl Connection {
 
 impl Bridge {
     /// Numbers of sandboxes on a bridge.
-    pub const NUMBERS: std::ops::Range<u16> = 2..1022;
-
     fn open(&self) -> io::Result<()> {
         let mut netlink = Netlink::route()?;
         if !exists(&self.name) {
@@ -133,9 +162,12 @@ impl Bridge {
     }
 }
 
-/// A port of the machine that nobody listens on.
-pub(super) fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+/// Can a program listen on this port of the machine?
+pub(super) fn is_free(port: u16) -> bool {
+    let address = SockaddrIn::from(std::net::SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port));
+    // Bound, and never listened on: nobody can connect to it.
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
+    socket.is_ok_and(|socket| bind(socket.as_raw_fd(), &address).is_ok())
 }
 
 /// What goes to `/etc/resolv.conf` of sandboxes. A name server on the loopback of the machine cannot be reached

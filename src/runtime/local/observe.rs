@@ -1,12 +1,17 @@
 //! One look at an instance: what its monitor says, and whether it answers.
 
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nix::unistd::Pid;
 
 use super::{
-    instances::{Local, is_locked},
-    logs, ports,
+    instance::{Local, is_locked},
+    logs, ports, processes,
 };
 use crate::{
     model::Timestamp,
@@ -31,42 +36,52 @@ struct Said {
     state: SaidState,
 }
 
+/// A process, and when it started: a pid may have been given to somebody else.
+#[derive(Clone, Copy)]
+struct Process {
+    pid: i32,
+    ticks: u64,
+}
+
 enum SaidState {
     Starting,
-    Running { pid: i32, since: Timestamp },
+    Running { process: Process, since: Timestamp },
     BackOff { ended: Ended, retry_at: Timestamp },
     Stopped,
 }
 
 pub(super) async fn look(mut local: Local) -> Observed {
-    let Some(said) = read(&local.folder) else {
-        // It was started a moment ago; when it is gone by now, it never came so far.
-        return Observed { local, monitor_gone: false };
-    };
     if !is_locked(&local.folder) {
-        if let SaidState::Running { pid, .. } = said.state {
+        if Instant::now() < local.patience {
+            return Observed { local, monitor_gone: false };
+        }
+        if let Some(pid) = program_pid(&local.folder) {
             let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         local.pid = None;
         local.instance.state = InstanceState::Starting;
         return Observed { local, monitor_gone: true };
     }
+    // Before its first word there is nothing to know.
+    let Some(said) = read(&local.folder) else { return Observed { local, monitor_gone: false } };
+    usage(&mut local);
     local.instance.restarts = said.restarts;
     match said.state {
         SaidState::Starting | SaidState::Stopped => local.instance.state = InstanceState::Starting,
         SaidState::BackOff { ended, retry_at } => {
             if !matches!(local.instance.state, InstanceState::BackOff { .. }) {
-                let out_of_memory = ended == Ended::Signal(9) && local.cgroup.out_of_memory() > 0;
+                let out_of_memory = ended != Ended::Exit(0) && local.cgroup.out_of_memory() > local.killed_before;
                 let ended = if out_of_memory { Ended::OutOfMemory } else { ended };
                 let last_words = logs::last_words(&local.folder, LAST_WORDS);
                 local.instance.state = InstanceState::BackOff { ended, retry_at, last_words };
             }
             local.pid = None;
         }
-        SaidState::Running { pid, since } => {
+        SaidState::Running { process: Process { pid, .. }, since } => {
             if local.pid != Some(pid) {
                 local.pid = Some(pid);
                 local.noted = false;
+                local.killed_before = local.cgroup.out_of_memory();
                 local.instance.state = InstanceState::Starting;
             }
             local.instance.started_at = since;
@@ -80,13 +95,30 @@ pub(super) async fn look(mut local: Local) -> Observed {
     Observed { local, monitor_gone: false }
 }
 
+/// What the instance uses. Where no cgroup counts, memory is that of its processes.
+fn usage(local: &mut Local) {
+    let counted = local.cgroup.memory_bytes();
+    local.instance.memory_bytes = counted.or_else(|| local.pid.map(processes::resident_with));
+    let Some(micros) = local.cgroup.cpu_micros() else { return };
+    let now = Instant::now();
+    if let Some((at, before)) = local.cpu.replace((now, micros)) {
+        let passed = now.duration_since(at).as_micros().max(1);
+        let used = u128::from(micros.saturating_sub(before));
+        local.instance.millicpus = u32::try_from(used * 1000 / passed).ok();
+    }
+}
+
 /// Where the instance accepts connections: on the port that it was told, or on the only other one.
 async fn answers(local: &mut Local, pid: i32) -> Option<SocketAddr> {
     let told = local.address;
-    if accepts(told).await {
+    // On a shared network somebody else may answer: there the socket has to be one of the instance's.
+    if !local.shared_network && accepts(told).await {
         return Some(told);
     }
     let listening = ports::listening(pid, local.shared_network);
+    if listening.iter().any(|address| address.port() == told.port()) && accepts(told).await {
+        return Some(told);
+    }
     let mut ports: Vec<u16> = listening.iter().map(SocketAddr::port).collect();
     ports.sort_unstable();
     ports.dedup();
@@ -133,15 +165,11 @@ pub(super) fn monitor_pid(folder: &Path) -> Option<Pid> {
 /// The program of an instance, as far as its monitor said.
 pub(super) fn program_pid(folder: &Path) -> Option<i32> {
     match read(folder)?.state {
-        SaidState::Running { pid, .. } if is_sandboxed(pid) => Some(pid),
+        SaidState::Running { process: Process { pid, ticks }, .. } => {
+            (processes::start_ticks(pid) == Some(ticks)).then_some(pid)
+        }
         _ => None,
     }
-}
-
-/// A pid may have been given to somebody else: a sandbox has a pid namespace of its own.
-fn is_sandboxed(pid: i32) -> bool {
-    let theirs = fs::read_link(format!("/proc/{pid}/ns/pid"));
-    matches!((theirs, fs::read_link("/proc/self/ns/pid")), (Ok(theirs), Ok(own)) if theirs != own)
 }
 
 fn read(folder: &Path) -> Option<Said> {
@@ -151,7 +179,7 @@ fn read(folder: &Path) -> Option<Said> {
     let restarts = words.next()?.parse().ok()?;
     let state = match words.next()? {
         "running" => SaidState::Running {
-            pid: words.next()?.parse().ok()?,
+            process: Process { pid: words.next()?.parse().ok()?, ticks: words.next()?.parse().ok()? },
             since: Timestamp::from_second(words.next()?.parse().ok()?),
         },
         "backoff" => SaidState::BackOff {

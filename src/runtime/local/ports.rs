@@ -1,11 +1,11 @@
 //! Which TCP ports a sandbox listens on, as the kernel says it.
 
 use std::{
-    collections::HashSet,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
 };
+
+use super::processes;
 
 /// `TCP_LISTEN` in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
@@ -13,7 +13,7 @@ const LISTEN: &str = "0A";
 /// What processes in the network namespace of a process listen on. Where the namespace is the
 /// machine's, only sockets of processes in the same pid namespace count.
 pub(super) fn listening(pid: i32, shared_network: bool) -> Vec<SocketAddr> {
-    let own = shared_network.then(|| sockets_of_namespace(pid));
+    let own = shared_network.then(|| processes::sockets_with(pid));
     let mut found = Vec::new();
     for table in ["tcp", "tcp6"] {
         let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
@@ -49,26 +49,6 @@ fn parse(line: &str) -> Option<(SocketAddr, u64)> {
         _ => return None,
     };
     Some((SocketAddr::new(ip, port), inode.parse().ok()?))
-}
-
-/// The sockets of all processes in the pid namespace of a process.
-fn sockets_of_namespace(pid: i32) -> HashSet<u64> {
-    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let Some(wanted) = namespace(&pid.to_string()) else { return HashSet::new() };
-    let mut sockets = HashSet::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.bytes().all(|c| c.is_ascii_digit()) && namespace(&name).as_ref() == Some(&wanted) {
-            sockets.extend(sockets_of(&entry.path()));
-        }
-    }
-    sockets
-}
-
-fn sockets_of(process: &Path) -> Vec<u64> {
-    let fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-    let inode = |link: std::path::PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-    fds.filter_map(|fd| fs::read_link(fd.path()).ok().and_then(inode)).collect()
 }
 
 #[cfg(test)]

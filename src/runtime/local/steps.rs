@@ -4,9 +4,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    pin::pin,
     process::Stdio,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -16,9 +17,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Host, io_error,
+    Host,
+    cgroup::Cgroup,
+    guard::{self, Excess},
+    io_error,
     network::Connection,
-    spec::{File, Mount, Network, Spec},
+    spec::{File, Ids, Mount, Network, Spec, Tool, User},
 };
 use crate::{
     model::Timestamp,
@@ -34,6 +38,8 @@ const LINE_BYTES: u64 = 16 << 10;
 /// What a step may write outside of its volumes when nothing else is said, in bytes.
 const SCRATCH_BYTES: u64 = 1 << 30;
 const OPEN_FILES: u64 = 65_536;
+/// How long a step that was told to end may take before its set-up is killed.
+const END: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(
     host: &Arc<Host>,
@@ -43,7 +49,16 @@ pub(super) async fn run(
 ) -> Result<Vec<StepOutcome>, Error> {
     let mut outcomes = Vec::new();
     for step in job.steps {
-        let outcome = Sandbox::new(host, &job.id, &step).await?.run(&step, &log, &cancel).await?;
+        let started = Instant::now();
+        let sandbox = tokio::select! {
+            sandbox = Sandbox::new(host, &job.id, &step) => sandbox?,
+            () = cancel.cancelled() => {
+                let (ended, duration) = (Ended::Cancelled, started.elapsed());
+                outcomes.push(StepOutcome { name: step.name, ended, duration, report: None });
+                break;
+            }
+        };
+        let outcome = sandbox.run(&step, &log, &cancel).await?;
         let ended = outcome.ended;
         outcomes.push(outcome);
         if ended != Ended::Exit(0) {
@@ -60,7 +75,7 @@ pub(super) async fn discard(host: &Arc<Host>, job: &JobId) -> Result<(), Error> 
         for name in host.cgroups.names().iter().filter(|name| name.starts_with(&format!("{job}-"))) {
             host.cgroups.existing(name).remove();
         }
-        remove_tree(&folder(&host, &job))
+        remove_busy(&folder(&host, &job))
     });
     removed
         .await
@@ -74,6 +89,19 @@ pub(super) fn left_over(host: &Host) -> Result<Vec<JobId>, Error> {
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
+/// Removes a tree that a step, which ends as its daemon was killed, may still write to.
+fn remove_busy(path: &Path) -> io::Result<()> {
+    let until = Instant::now() + END;
+    loop {
+        match remove_tree(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 fn folder(host: &Host, job: &JobId) -> PathBuf {
     host.data_dir.join("jobs").join(job.as_str())
 }
@@ -85,7 +113,7 @@ struct Sandbox<'a> {
     spec_file: PathBuf,
     report: Option<PathBuf>,
     number: Option<u16>,
-    cgroup: super::cgroup::Cgroup,
+    cgroup: Cgroup,
 }
 
 impl<'a> Sandbox<'a> {
@@ -107,57 +135,33 @@ impl<'a> Sandbox<'a> {
             }
         };
         env.extend(step.env.clone());
-        let mut mounts = Vec::new();
-        for volume in &step.volumes {
-            let source = folder.join("volumes").join(&volume.volume);
-            make_volume(host, &source).map_err(prepare())?;
-            mounts.push(Mount {
-                source,
-                target: volume.path.clone(),
-                read_only: volume.access == Access::ReadOnly,
-                shifted: true,
-            });
-        }
-        for blob in &step.blobs {
-            mounts.push(blob_mount(host, blob).map_err(prepare())?);
-        }
+        let mut mounts = mounts(host, &folder, step).map_err(prepare())?;
         let report = step.report.as_ref().and_then(|report| report.rsplit_once('/'));
         if let Some((place, _)) = report {
-            mounts.push(Mount { source: out.clone(), target: place.to_owned(), read_only: false, shifted: true });
+            mounts.push(Mount { source: out.clone(), target: place.to_owned(), read_only: false });
         }
-        let number = match (&host.connection, step.network) {
-            (Connection::Bridge(_), StepNetwork::Outbound) => Some(host.number()?),
-            _ => None,
-        };
-        let network = match (step.network, number) {
-            (StepNetwork::None, _) => Network::None,
-            (StepNetwork::Outbound, Some(number)) => host.connection.network(number),
-            _ => Network::Host,
-        };
-        let user = if step.user == StepUser::Root && matches!(host.ids, super::Ids::Range { .. }) { 0 } else { CNB_ID };
+        // Nothing waits from here on: who holds these gives them back.
+        let (number, network) = network(host, step.network)?;
         let cgroup = host.cgroups.create(&format!("{job}-{}", step.name), &step.limits).map_err(prepare())?;
-        let mut program = vec![OWN_BINARY.to_owned()];
-        program.extend(step.args.iter().cloned());
+        let root = step.user == StepUser::Root && matches!(host.ids, Ids::Range { .. });
+        let file = |file: &crate::runtime::StepFile| File { path: file.path.clone(), contents: file.contents.clone() };
         let spec = Spec {
             hostname: step.name.to_owned(),
             stage,
             layers,
             scratch_bytes: step.limits.scratch_bytes.unwrap_or(SCRATCH_BYTES),
-            own_binary: host.own_binary.clone(),
+            tool: Tool { source: host.own_binary.clone(), target: OWN_BINARY.to_owned() },
             mounts,
-            files: step
-                .files
-                .iter()
-                .map(|file| File { path: file.path.clone(), contents: file.contents.clone() })
-                .collect(),
+            files: step.files.iter().map(file).collect(),
             build_ca: host.build_ca.clone().filter(|_| step.trust == Trust::BuildCa),
             resolv_conf: host.resolv_conf.clone(),
             network,
             ids: host.ids,
-            uid: user,
-            gid: user,
+            idmapped: host.idmapped,
+            user: User::of(if root { 0 } else { CNB_ID }),
             cgroups: cgroup.folders.clone(),
-            program,
+            max_processes: step.limits.pids.filter(|_| cgroup.folders.is_empty()),
+            program: [OWN_BINARY.to_owned()].into_iter().chain(step.args.iter().cloned()).collect(),
             env,
             cwd,
             open_files: OPEN_FILES,
@@ -169,35 +173,69 @@ impl<'a> Sandbox<'a> {
     async fn run(self, step: &Step, log: &LogSink, cancel: &CancellationToken) -> Result<StepOutcome, Error> {
         let started = Instant::now();
         let starting = || io_error(&format!("starting step {}", step.name));
-        write_private(&self.spec_file, &serde_json::to_vec(&self.spec).map_err(io::Error::other).map_err(starting())?)
-            .map_err(starting())?;
-        let mut child = Command::new(&self.host.own_binary)
+        let spec = serde_json::to_vec(&self.spec).map_err(io::Error::other).map_err(starting())?;
+        write_private(&self.spec_file, &spec).map_err(starting())?;
+        let mut child = self.start().map_err(starting())?;
+        // Open as long as this process lives: the step dies with it. (Waiting for the child would close it.)
+        let lifeline = child.stdin.take();
+        let pid = child.id().unwrap_or_default();
+        let out = forward(child.stdout.take(), step.name, LogStream::Stdout, log);
+        let err = forward(child.stderr.take(), step.name, LogStream::Stderr, log);
+        let mut output = pin!(async { tokio::join!(out, err) });
+        let excess = guard::watch(self.host, pid, step.limits.memory_bytes.filter(|_| self.cgroup.folders.is_empty()));
+        let mut drained = false;
+        let ended = {
+            let ends = async {
+                // Lines first: a log that is slow slows the step down, and nothing of it is lost.
+                (&mut output).await;
+                drained = true;
+                wait(&mut child).await
+            };
+            tokio::select! {
+                ended = ends => ended.map_err(starting())?,
+                () = cancel.cancelled() => Ended::Cancelled,
+                () = tokio::time::sleep(step.deadline) => Ended::Deadline,
+                excess = excess => self.exceeded(excess, step, log).await,
+            }
+        };
+        // For a step that still runs: the set-up sees its stdin end, kills the program, and ends.
+        drop(lifeline);
+        if !drained {
+            let _ = tokio::time::timeout(END, async { tokio::join!(child.wait(), &mut output) }).await;
+        }
+        self.end(step, ended, started).await
+    }
+
+    fn start(&self) -> io::Result<Child> {
+        Command::new(&self.host.own_binary)
             .args(["sandbox-init", "step"])
             .arg(&self.spec_file)
             .env_clear()
-            // Open as long as this process lives: the step dies with it.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(starting())?;
-        // Waiting for the child would close it.
-        let lifeline = child.stdin.take();
-        let out = forward(child.stdout.take(), step.name, LogStream::Stdout, log);
-        let err = forward(child.stderr.take(), step.name, LogStream::Stderr, log);
-        let ended = tokio::select! {
-            (ended, (), ()) = async { tokio::join!(wait(&mut child), out, err) } => ended.map_err(starting())?,
-            () = cancel.cancelled() => Ended::Cancelled,
-            () = tokio::time::sleep(step.deadline) => Ended::Deadline,
+    }
+
+    async fn exceeded(&self, excess: Excess, step: &Step, log: &LogSink) -> Ended {
+        let (ended, text) = match excess {
+            Excess::Memory => (Ended::OutOfMemory, "stopped: it used more memory than its limit".to_owned()),
+            Excess::Disk { left } => {
+                let left = left >> 20;
+                let place = self.host.data_dir.display();
+                (Ended::Signal(9), format!("stopped: the disk of {place} is nearly full, {left} MiB are left"))
+            }
         };
-        if matches!(ended, Ended::Cancelled | Ended::Deadline) {
-            // The set-up sees its stdin end, kills the program, and ends.
-            drop(lifeline);
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(5), child.wait()).await;
-        }
-        let failed = !matches!(ended, Ended::Exit(0) | Ended::Cancelled | Ended::Deadline);
+        let line = LogLine { origin: step.name.to_owned(), stream: LogStream::Note, at: Timestamp::now(), text };
+        // Whoever does not read the log any more does not miss this either.
+        let _ = log.try_send(line);
+        ended
+    }
+
+    async fn end(self, step: &Step, ended: Ended, started: Instant) -> Result<StepOutcome, Error> {
+        let failed = matches!(ended, Ended::Exit(code) if code != 0) || matches!(ended, Ended::Signal(_));
         let ended = if failed && self.cgroup.out_of_memory() > 0 { Ended::OutOfMemory } else { ended };
         let report = match &self.report {
             Some(report) => {
@@ -205,7 +243,11 @@ impl<'a> Sandbox<'a> {
             }
             None => None,
         };
-        Ok(StepOutcome { name: step.name, ended, duration: started.elapsed(), report })
+        let duration = started.elapsed();
+        let cgroup = self.cgroup.clone();
+        // The last processes may need a moment to go. When this fails, dropping does it.
+        let _ = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        Ok(StepOutcome { name: step.name, ended, duration, report })
     }
 }
 
@@ -218,23 +260,45 @@ impl Drop for Sandbox<'_> {
     }
 }
 
+/// Volumes and blobs of a step.
+fn mounts(host: &Host, folder: &Path, step: &Step) -> io::Result<Vec<Mount>> {
+    let mut mounts = Vec::new();
+    for volume in &step.volumes {
+        let source = folder.join("volumes").join(&volume.volume);
+        make_volume(host, &source)?;
+        let read_only = volume.access == Access::ReadOnly;
+        mounts.push(Mount { source, target: volume.path.clone(), read_only });
+    }
+    for StepBlob { digest, path } in &step.blobs {
+        let source = host.images.blob(digest);
+        let source = source.ok_or_else(|| io::Error::other(format!("blob {digest} is not there")))?;
+        mounts.push(Mount { source, target: path.clone(), read_only: true });
+    }
+    Ok(mounts)
+}
+
+fn network(host: &Host, wanted: StepNetwork) -> Result<(Option<u16>, Network), Error> {
+    Ok(match (wanted, &host.connection) {
+        (StepNetwork::None, _) => (None, Network::None),
+        (StepNetwork::Outbound, Connection::Bridge(_)) => {
+            let number = host.number()?;
+            host.connection.open_firewalls();
+            (Some(number), host.connection.network(number))
+        }
+        (StepNetwork::Outbound, Connection::Host) | (StepNetwork::Daemon, _) => (None, Network::Host),
+    })
+}
+
 /// A folder that belongs to the CNB user inside.
 fn make_volume(host: &Host, path: &Path) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
     fs::create_dir_all(path)?;
-    match host.ids {
-        super::Ids::Range { .. } => std::os::unix::fs::chown(path, Some(CNB_ID), Some(CNB_ID)),
-        super::Ids::Caller => Ok(()),
+    match host.on_disk(User::of(CNB_ID)) {
+        Some(owner) => std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid)),
+        None => Ok(()),
     }
-}
-
-/// Blobs belong to root, who inside is another root: with shifted ids they are that one's.
-fn blob_mount(host: &Host, blob: &StepBlob) -> io::Result<Mount> {
-    let found = host.images.blob(&blob.digest);
-    let source = found.ok_or_else(|| io::Error::other(format!("blob {} is not there", blob.digest)))?;
-    Ok(Mount { source, target: blob.path.clone(), read_only: true, shifted: true })
 }
 
 fn environment(image: Option<Vec<String>>) -> BTreeMap<String, String> {
@@ -253,7 +317,7 @@ async fn wait(child: &mut Child) -> io::Result<Ended> {
     Ok(status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or(9)), Ended::Exit))
 }
 
-/// Gives lines on as they come. Ends with the pipe, or when nobody listens any more.
+/// Gives lines on as they come, until the pipe ends. When nobody listens any more they are dropped.
 async fn forward(pipe: Option<impl AsyncRead + Unpin>, origin: &str, stream: LogStream, log: &LogSink) {
     use tokio::io::AsyncReadExt as _;
     let Some(pipe) = pipe else { return };
@@ -269,9 +333,7 @@ async fn forward(pipe: Option<impl AsyncRead + Unpin>, origin: &str, stream: Log
             line.pop();
         }
         let text = String::from_utf8_lossy(&line).into_owned();
-        if log.send(LogLine { origin: origin.to_owned(), stream, at: Timestamp::now(), text }).await.is_err() {
-            return;
-        }
+        let _ = log.send(LogLine { origin: origin.to_owned(), stream, at: Timestamp::now(), text }).await;
     }
 }
 
@@ -283,6 +345,8 @@ fn read_report(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ELOOP) => {
             return Ok(None);
         }
+        // Sockets and the like cannot be opened, and are no reports.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
         result => result?,
     };
     if !file.metadata()?.is_file() {

@@ -18,6 +18,11 @@ struct MountAttr {
     userns_fd: u64,
 }
 
+/// Attributes of mounts (mount_setattr(2)).
+pub(super) const READ_ONLY: u64 = 1;
+/// Neither set-uid programs nor devices.
+pub(super) const NO_PRIVILEGES: u64 = 2 | 4;
+pub(super) const NO_PROGRAMS: u64 = 8;
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
@@ -34,13 +39,13 @@ pub(super) fn open_tree(path: &CStr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Shows a detached mount with the ids of a user namespace.
-pub(super) fn shift_ids(mount: &OwnedFd, user_namespace: &OwnedFd) -> io::Result<()> {
+/// Changes a detached mount: adds attributes; shows it with the ids of a user namespace.
+pub(super) fn set_attributes(mount: &OwnedFd, attributes: u64, ids_of: Option<&OwnedFd>) -> io::Result<()> {
     let attr = MountAttr {
-        attr_set: MOUNT_ATTR_IDMAP,
+        attr_set: attributes | ids_of.map_or(0, |_| MOUNT_ATTR_IDMAP),
         attr_clr: 0,
         propagation: 0,
-        userns_fd: user_namespace.as_raw_fd() as u64,
+        userns_fd: ids_of.map_or(0, |namespace| namespace.as_raw_fd() as u64),
     };
     let size = size_of::<MountAttr>();
     // SAFETY: the path is an empty C string, the attributes are a live struct of the size that is given.
@@ -106,4 +111,32 @@ pub(super) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call has just returned this descriptor, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Marks every descriptor but the first three: none is handed on to a program.
+pub(super) fn close_on_exec() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: three integers. Kernels that do not know the call change nothing; our own descriptors are marked already.
+    unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// Keeps this process from connecting to abstract unix sockets of others, where the kernel can (Landlock, ABI 6).
+pub(super) fn scope_sockets() {
+    #[repr(C)]
+    struct Ruleset {
+        handled_access_fs: u64,
+        handled_access_net: u64,
+        scoped: u64,
+    }
+    const LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET: u64 = 1;
+    let ruleset = Ruleset { handled_access_fs: 0, handled_access_net: 0, scoped: LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET };
+    let size = size_of::<Ruleset>();
+    // SAFETY: the struct lives through the call, and has the size that is given.
+    let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &ruleset, size, 0) };
+    if fd >= 0 {
+        // SAFETY: the call has just returned this descriptor, and nobody else knows of it.
+        let ruleset = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        // SAFETY: two integers.
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
+    }
 }

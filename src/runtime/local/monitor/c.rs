@@ -4,9 +4,12 @@ use std::{ffi::c_int, io, os::fd::RawFd};
 
 pub const SIGTERM: i32 = 15;
 pub const SIGUSR1: i32 = 10;
-const SIGKILL: i32 = 9;
-const SIGCHLD: i32 = 17;
+pub const SIGKILL: i32 = 9;
+pub const SIGCHLD: i32 = 17;
+/// What a program may be told, and the end of children.
+pub const HANDED_ON: [i32; 9] = [1, 2, 3, SIGUSR1, 12, SIGTERM, SIGCHLD, 18, 28];
 const SIG_BLOCK: c_int = 0;
+const SIG_SET: c_int = 2;
 const LOCK_EXCLUSIVE_NOW: c_int = 2 | 4;
 const WNOHANG: c_int = 1;
 const CLOEXEC: c_int = 0o2_000_000;
@@ -34,6 +37,23 @@ unsafe extern "C" {
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
     fn signalfd(fd: c_int, set: *const SignalSet, flags: c_int) -> c_int;
     fn read(fd: c_int, buffer: *mut u8, count: usize) -> isize;
+    fn madvise(address: usize, length: usize, advice: c_int) -> c_int;
+    /// Where the linker put the program: from here …
+    static __executable_start: u8;
+    /// … to here is what nobody writes to.
+    static etext: u8;
+}
+
+/// Gives back the pages of the program that are in memory because it started: few are needed to wait. They come
+/// from the file again when they are.
+pub fn shed() {
+    const DONTNEED: c_int = 4;
+    const PAGE: usize = 65_536;
+    let (start, end) = (&raw const __executable_start as usize, &raw const etext as usize);
+    let start = start.next_multiple_of(PAGE);
+    // SAFETY: between these addresses is code and constant data, mapped from the file and never changed (the program is not
+    // relocated): every page that is dropped reads the same again. The last page, which may have other things, stays.
+    unsafe { madvise(start, end.saturating_sub(start) / PAGE * PAGE, DONTNEED) };
 }
 
 pub enum Status {
@@ -53,10 +73,10 @@ pub fn new_session() {
     unsafe { setsid() };
 }
 
-/// A descriptor that signals are read from; they are blocked otherwise.
-pub fn signals() -> io::Result<RawFd> {
+/// A descriptor that these signals are read from; they are blocked otherwise.
+pub fn signals(signals: &[i32]) -> io::Result<RawFd> {
     let mut set = SignalSet([0; 16]);
-    for signal in [SIGTERM, SIGUSR1, SIGCHLD] {
+    for signal in signals {
         set.0[0] |= 1 << (signal - 1);
     }
     // SAFETY: the set lives through both calls, and has the size that the C library expects.
@@ -65,6 +85,13 @@ pub fn signals() -> io::Result<RawFd> {
         signalfd(-1, &set, CLOEXEC)
     };
     if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+/// Blocks nothing any more, as a program expects it that is started.
+pub fn unblock() {
+    let none = SignalSet([0; 16]);
+    // SAFETY: the set lives through the call, and has the size that the C library expects.
+    unsafe { sigprocmask(SIG_SET, &none, std::ptr::null_mut()) };
 }
 
 pub fn next_signal(fd: RawFd) -> io::Result<i32> {
@@ -77,14 +104,10 @@ pub fn next_signal(fd: RawFd) -> io::Result<i32> {
     Ok(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
 }
 
-pub fn ask_to_end(pid: i32) {
-    // SAFETY: two integers; the pid is that of a child that was not reaped yet, or the call does nothing.
-    unsafe { kill(pid, SIGTERM) };
-}
-
-pub fn kill_now(pid: i32) {
-    // SAFETY: as above.
-    unsafe { kill(pid, SIGKILL) };
+/// Sends a signal to a child that was not reaped yet.
+pub fn send(pid: i32, signal: i32) {
+    // SAFETY: two integers; what cannot be sent is not.
+    unsafe { kill(pid, signal) };
 }
 
 /// A child that has ended.

@@ -15,6 +15,7 @@ use std::{
 };
 
 mod c;
+mod init;
 
 /// One log file is at most so large; the one before it is kept.
 const LOG_BYTES: u64 = 4 << 20;
@@ -22,14 +23,20 @@ const LOG_BYTES: u64 = 4 << 20;
 const LINE_BYTES: usize = 16 << 10;
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+/// How long somebody else may hold the lock.
+const LOCK: Duration = Duration::from_secs(1);
 /// A program that ran for so long is not in a loop of crashes.
 const STEADY: Duration = Duration::from_secs(60);
 
 fn main() {
-    let mut args = std::env::args_os().skip(1).map(PathBuf::from);
-    let (Some(directory), Some(epiniod)) = (args.next(), args.next()) else {
-        eprintln!("usage: monitor DIRECTORY EPINIOD");
-        std::process::exit(2);
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (directory, epiniod) = match args.as_slice() {
+        [role, program, args @ ..] if role == "init" => std::process::exit(init::run(program, args)),
+        [directory, epiniod] => (PathBuf::from(directory), PathBuf::from(epiniod)),
+        _ => {
+            eprintln!("usage: monitor DIRECTORY EPINIOD, or monitor init PROGRAM ARGUMENT…");
+            std::process::exit(2);
+        }
     };
     if let Err(error) = Monitor::new(directory, epiniod).and_then(Monitor::run) {
         eprintln!("monitor: {error}");
@@ -53,11 +60,16 @@ struct Ended(String);
 impl Monitor {
     fn new(directory: PathBuf, epiniod: PathBuf) -> io::Result<Self> {
         let lock = File::create(directory.join("lock"))?;
-        if !c::lock(lock.as_raw_fd()) {
-            return Err(io::Error::other("another monitor is there"));
+        // A daemon that looks whether it is locked holds it for a moment.
+        let until = Instant::now() + LOCK;
+        while !c::lock(lock.as_raw_fd()) {
+            if Instant::now() > until {
+                return Err(io::Error::other("another monitor is there"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
         c::new_session();
-        let signals = c::signals()?;
+        let signals = c::signals(&[c::SIGTERM, c::SIGUSR1, c::SIGCHLD])?;
         let log = Log::open(&directory)?;
         Ok(Self { directory, epiniod, _lock: lock, signals, log, restarts: 0, stopping: false })
     }
@@ -74,7 +86,7 @@ impl Monitor {
             if started.elapsed() >= STEADY {
                 back_off = FIRST_BACK_OFF;
             }
-            let retry_at = now() + back_off.as_secs();
+            let retry_at = now().as_secs() + back_off.as_secs();
             self.state(&format!("backoff {} {retry_at}", ended.0))?;
             self.log.line('n', format!("ended with {}; started again in {} s", ended.0.replace(':', " "), back_off.as_secs()).as_bytes())?;
             if self.rest(back_off)? {
@@ -100,11 +112,12 @@ impl Monitor {
         let (mut out, mut err) = (Lines::new('o', child.stdout.take()), Lines::new('e', child.stderr.take()));
         let program = read_pid(&mut out)?;
         match program {
-            Some(pid) => self.state(&format!("running {pid} {}", now()))?,
-            None => self.state(&format!("starting {}", now()))?,
+            Some(pid) => self.state(&format!("running {pid} {} {}", start_ticks(pid), now().as_secs()))?,
+            None => self.state("starting")?,
         }
         let mut ended = None;
         let mut stop_sent = false;
+        c::shed();
         while ended.is_none() || out.is_open() || err.is_open() {
             let mut fds = vec![self.signals];
             fds.extend([&out, &err].into_iter().filter_map(|lines| lines.fd()));
@@ -122,14 +135,14 @@ impl Monitor {
             if ready.contains(&self.signals) {
                 match c::next_signal(self.signals)? {
                     c::SIGTERM => self.stopping = true,
-                    c::SIGUSR1 => program.into_iter().for_each(c::kill_now),
+                    c::SIGUSR1 => program.into_iter().for_each(|pid| c::send(pid, c::SIGKILL)),
                     _ => {}
                 }
                 reap(&mut child, program, &mut ended);
             }
             if self.stopping && !stop_sent {
                 stop_sent = true;
-                program.into_iter().for_each(c::ask_to_end);
+                program.into_iter().for_each(|pid| c::send(pid, c::SIGTERM));
             }
         }
         out.end(&mut self.log)?;
@@ -172,6 +185,8 @@ fn read_pid(out: &mut Lines) -> io::Result<Option<i32>> {
 fn reap(child: &mut Child, program: Option<i32>, ended: &mut Option<Ended>) {
     while let Some((pid, status)) = c::reap() {
         let how = match status {
+            // The first process of the sandbox ends as a shell does when the program was ended by a signal.
+            c::Status::Exit(code @ 129..=192) => format!("signal:{}", code - 128),
             c::Status::Exit(code) => format!("exit:{code}"),
             c::Status::Signal(signal) => format!("signal:{signal}"),
         };
@@ -232,7 +247,7 @@ impl Lines {
     }
 }
 
-/// The log of the instance: `SECONDS STREAM TEXT` a line.
+/// The log of the instance: `MILLISECONDS STREAM TEXT` a line.
 struct Log {
     path: PathBuf,
     file: File,
@@ -248,7 +263,7 @@ impl Log {
     }
 
     fn line(&mut self, stream: char, text: &[u8]) -> io::Result<()> {
-        let mut line = format!("{} {stream} ", now()).into_bytes();
+        let mut line = format!("{} {stream} ", now().as_millis()).into_bytes();
         line.extend_from_slice(text.strip_suffix(b"\r").unwrap_or(text));
         line.push(b'\n');
         if self.size + line.len() as u64 > LOG_BYTES {
@@ -263,6 +278,14 @@ impl Log {
     }
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+/// When a process started: with the pid it names it for good.
+fn start_ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let field = |rest: &str| rest.split_whitespace().nth(19)?.parse().ok();
+    stat.rsplit_once(')').and_then(|(_, rest)| field(rest)).unwrap_or(0)
+}
+
+/// Since the epoch.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

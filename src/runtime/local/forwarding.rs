@@ -1,0 +1,194 @@
+//! The other firewalls of this machine: a chain that drops what is forwarded, as Docker sets one, gets two rules that
+//! let packets of our bridge through. They carry our mark, and are taken away with the bridge.
+
+use std::io;
+
+use super::{
+    firewall::{ACCEPT, Batch, CT_STATE_ESTABLISHED, CT_STATE_RELATED, EQUAL, META_IIFNAME, META_OIFNAME, Rule},
+    netlink::{Netlink, attributes},
+};
+
+const NFT_MSG_GETCHAIN: u16 = 4;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFPROTO_INET: u8 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const HOOK_FORWARD: u32 = 2;
+const POLICY_DROP: u32 = 0;
+/// Where Docker wants the rules of others.
+const DOCKER_USER: &str = "DOCKER-USER";
+
+/// A chain of somebody's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Chain {
+    family: u8,
+    table: String,
+    name: String,
+    drops_forwarded: bool,
+}
+
+/// Lets packets of a bridge through every chain that drops. `mark` is how the rules are known again.
+pub(super) fn open(bridge: &str, mark: &str) -> io::Result<()> {
+    let mut netlink = Netlink::netfilter()?;
+    let chains = chains(&mut netlink)?;
+    for chain in places(&chains, mark) {
+        if !handles(&mut netlink, chain, mark)?.is_empty() {
+            continue;
+        }
+        let mut batch = Batch::new();
+        // Each is put in front: in any order they say the same.
+        let answers = CT_STATE_ESTABLISHED | CT_STATE_RELATED;
+        let back = Rule::default().interface(META_OIFNAME, EQUAL, bridge).connection(answers).verdict(ACCEPT);
+        let out = Rule::default().interface(META_IIFNAME, EQUAL, bridge).verdict(ACCEPT);
+        for rule in [back, out] {
+            batch.insert(chain.family, &chain.table, &chain.name, rule, mark);
+        }
+        batch.send().map_err(|error| {
+            let text = format!("chain {} of table {} drops what is forwarded: {error}", chain.name, chain.table);
+            io::Error::new(error.kind(), text)
+        })?;
+        tracing::info!(
+            table = chain.table,
+            chain = chain.name,
+            "sandboxes are let through the firewall of this machine"
+        );
+    }
+    Ok(())
+}
+
+/// Takes the rules away.
+pub(super) fn close(mark: &str) -> io::Result<()> {
+    let mut netlink = Netlink::netfilter()?;
+    for chain in chains(&mut netlink)? {
+        let handles = handles(&mut netlink, &chain, mark)?;
+        if handles.is_empty() {
+            continue;
+        }
+        let mut batch = Batch::new();
+        for handle in handles {
+            batch.delete_rule(chain.family, &chain.table, &chain.name, handle);
+        }
+        batch.send()?;
+    }
+    Ok(())
+}
+
+/// Where rules have to be: in a chain that drops, or where its owner wants them. Our own table lets through by itself.
+fn places<'a>(chains: &'a [Chain], own_table: &str) -> Vec<&'a Chain> {
+    let dropping = chains.iter().filter(|chain| chain.drops_forwarded && chain.table != own_table);
+    dropping
+        .map(|chain| {
+            let users = |other: &&Chain| {
+                (other.family, &other.table, other.name.as_str()) == (chain.family, &chain.table, DOCKER_USER)
+            };
+            chains.iter().find(users).unwrap_or(chain)
+        })
+        .collect()
+}
+
+fn chains(netlink: &mut Netlink) -> io::Result<Vec<Chain>> {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const POLICY: u16 = 5;
+    const HOOK_NUMBER: u16 = 1;
+    let answers = netlink.dump(Batch::question(NFT_MSG_GETCHAIN, 0))?;
+    let chain = |(family, body): &(u8, Vec<u8>)| {
+        let attribute = |kind| attributes(body).find(|(found, _)| *found == kind).map(|(_, value)| value);
+        let hook = attribute(HOOK).and_then(|hook| attributes(hook).find(|(kind, _)| *kind == HOOK_NUMBER));
+        let forward = hook.is_some_and(|(_, number)| number == HOOK_FORWARD.to_be_bytes());
+        let drops = attribute(POLICY).is_some_and(|policy| policy == POLICY_DROP.to_be_bytes());
+        let (table, name) = (text(attribute(TABLE)?), text(attribute(NAME)?));
+        matches!(*family, NFPROTO_INET | NFPROTO_IPV4).then_some(Chain {
+            family: *family,
+            table,
+            name,
+            drops_forwarded: forward && drops,
+        })
+    };
+    Ok(answers.iter().filter_map(chain).collect())
+}
+
+/// The rules of a chain that carry our mark.
+fn handles(netlink: &mut Netlink, chain: &Chain, mark: &str) -> io::Result<Vec<u64>> {
+    const TABLE: u16 = 1;
+    const CHAIN: u16 = 2;
+    const HANDLE: u16 = 3;
+    const USER_DATA: u16 = 7;
+    let question = Batch::question(NFT_MSG_GETRULE, chain.family).text(TABLE, &chain.table).text(CHAIN, &chain.name);
+    let answers = netlink.dump(question)?;
+    let handle = |(_, body): &(u8, Vec<u8>)| {
+        let attribute = |kind| attributes(body).find(|(found, _)| *found == kind).map(|(_, value)| value);
+        // Kernels before 3.17 answer with the rules of all chains.
+        let ours = attribute(USER_DATA)? == mark.as_bytes() && text(attribute(CHAIN)?) == chain.name;
+        ours.then(|| attribute(HANDLE)?.try_into().ok().map(u64::from_be_bytes))?
+    };
+    Ok(answers.iter().filter_map(handle).collect())
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    const MARK: &str = "epiniod-test";
+
+    /// In a network namespace of its own: the machine's firewall is left alone.
+    fn alone(test: impl FnOnce() + Send) {
+        if !nix::unistd::Uid::effective().is_root() {
+            eprintln!("NOT RUN: this test needs root");
+            return;
+        }
+        let apart = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            test();
+        };
+        std::thread::scope(|scope| scope.spawn(apart).join()).unwrap();
+    }
+
+    fn foreign(chains: &[&str]) {
+        let mut batch = Batch::new();
+        batch.foreign_table("filter", "FORWARD", chains);
+        batch.send().unwrap();
+    }
+
+    fn marked() -> Vec<(String, usize)> {
+        let mut netlink = Netlink::netfilter().unwrap();
+        let chains = chains(&mut netlink).unwrap();
+        let count = |chain: &Chain| handles(&mut Netlink::netfilter().unwrap(), chain, MARK).unwrap().len();
+        chains.iter().map(|chain| (chain.name.clone(), count(chain))).collect()
+    }
+
+    #[test]
+    fn a_chain_that_drops_lets_the_bridge_through_once_and_as_long_as_it_is_there() {
+        alone(|| {
+            foreign(&[]);
+            open("evtest", MARK).unwrap();
+            open("evtest", MARK).unwrap();
+            assert_eq!(marked(), [("FORWARD".to_owned(), 2)]);
+            close(MARK).unwrap();
+            assert_eq!(marked(), [("FORWARD".to_owned(), 0)]);
+        });
+    }
+
+    #[test]
+    fn docker_gets_the_rules_where_it_wants_them() {
+        alone(|| {
+            foreign(&[DOCKER_USER]);
+            open("evtest", MARK).unwrap();
+            assert_eq!(marked(), [("FORWARD".to_owned(), 0), (DOCKER_USER.to_owned(), 2)]);
+        });
+    }
+
+    #[test]
+    fn where_nothing_drops_nothing_is_done() {
+        alone(|| {
+            open("evtest", MARK).unwrap();
+            assert_eq!(marked(), []);
+        });
+    }
+}

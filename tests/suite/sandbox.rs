@@ -1,0 +1,12 @@
+//! Steps and instances in sandboxes of the local runtime, as root.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy's own exception is for functions marked as tests, not for what they call"
+)]
+
+mod disks;
+pub mod hostile;
+pub mod house;
+mod instances;
+mod steps;

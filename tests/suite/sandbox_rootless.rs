@@ -1,0 +1,151 @@
+//! Steps and instances of a user who is not root: no ids but their own, the network of the machine, perhaps no limits.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy's own exception is for functions marked as tests, not for what they call"
+)]
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    os::{linux::net::SocketAddrExt as _, unix::net},
+    time::Duration,
+};
+
+use epiniod::runtime::{Access, Ended, LogStream, Runtime as _, Step, StepImage, StepNetwork, StepUser, VolumeMount};
+use tokio_util::sync::CancellationToken;
+
+use crate::sandbox::{
+    hostile::ATTEMPTS,
+    house::{House, PATIENCE, ask, image, rootless, step, text},
+};
+
+#[test]
+fn steps_share_volumes_and_leave_nothing() {
+    rootless("sandbox_rootless::steps_share_volumes_and_leave_nothing", async {
+        let house = House::open().await;
+        assert_eq!(house.runtime.properties()["user"], "rootless");
+        let volume = VolumeMount { volume: "layers".to_owned(), path: "/layers".to_owned(), access: Access::ReadWrite };
+        let with = |step: Step| Step { volumes: vec![volume.clone()], ..step };
+        let mut print = with(step(StepImage::Image(house.image.clone()), ["print", "/layers/file"]));
+        print.user = StepUser::Root;
+        print.report = Some("/run/epiniod/out/report.json".to_owned());
+        let steps = vec![with(step(StepImage::Own, ["write", "/layers/file", "kept"])), print];
+        let (outcomes, lines) = house.run_all(steps, CancellationToken::new()).await;
+        assert_eq!((text(&lines).as_str(), outcomes.len()), ("kept\n", 2));
+        let mut identity = step(StepImage::Own, ["identity"]);
+        identity.user = StepUser::Root;
+        let said = text(&house.run(identity).await.1);
+        assert!(said.contains("Uid: 1000 1000 1000 1000") && said.contains("CapEff: 0000000000000000"), "{said}");
+        house.close().await;
+    });
+}
+
+#[test]
+fn a_deadline_ends_a_step() {
+    rootless("sandbox_rootless::a_deadline_ends_a_step", async {
+        let house = House::open().await;
+        let forever = Step { deadline: Duration::from_millis(200), ..step(StepImage::Own, ["forever"]) };
+        assert_eq!(house.run(forever).await.0.ended, Ended::Deadline);
+        house.close().await;
+    });
+}
+
+#[test]
+fn instances_have_ports_of_their_own_and_outlive_the_daemon() {
+    rootless("sandbox_rootless::instances_have_ports_of_their_own_and_outlive_the_daemon", async {
+        let house = House::open().await;
+        let mut workload = house.workload("pair", 1);
+        workload.instances = 2;
+        let addresses = house.start(&workload).await;
+        assert_ne!(addresses[0].port(), addresses[1].port());
+        for address in &addresses {
+            assert_eq!(ask(*address, "variable PORT").trim(), address.port().to_string());
+        }
+        let house = house.reopen().await;
+        assert_eq!(house.ready(&workload).await, addresses);
+        house.close().await;
+    });
+}
+
+#[test]
+fn an_instance_that_listens_elsewhere_gets_its_traffic_there() {
+    rootless("sandbox_rootless::an_instance_that_listens_elsewhere_gets_its_traffic_there", async {
+        let house = House::open().await;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let mut workload = house.workload("stubborn", 1);
+        workload.image = image(&house.blobs, &format!("serve 127.0.0.1 {port}")).await;
+        let address = house.start(&workload).await[0];
+        assert_eq!((address.port(), ask(address, "hello").as_str()), (port, "you said hello\n"));
+        let notes = house.logs(&workload).await.into_iter().filter(|line| line.stream == LogStream::Note);
+        assert!(notes.map(|line| line.text).any(|note| note.contains("instead of PORT=")));
+        // The next release wants the same port: the one before makes way.
+        let mut next = workload.clone();
+        next.id.number = 2;
+        assert_eq!(house.start(&next).await, [address]);
+        assert_eq!(ask(address, "hello"), "you said hello\n");
+        assert!(text(&house.logs(&workload).await).contains("stopped before"), "the log says why");
+        house.runtime.apply(&workload).await.unwrap();
+        assert_eq!(house.ready(&next).await, [address], "what made way does not come back while the next is there");
+        house.close().await;
+    });
+}
+
+#[test]
+fn attempts_are_refused() {
+    rootless("sandbox_rootless::attempts_are_refused", async {
+        let house = House::open().await;
+        let address = house.start(&house.workload("hostile", 1)).await[0];
+        let own_root =
+            ["create /file-in-the-root", "create /etc/file", "create /proc/self/root/file", "create /dev/file"];
+        let data = format!("read {}", house.dir.path().display());
+        // What there is belongs to the only user there is: it may be changed, in this sandbox.
+        let attempts = ATTEMPTS.iter().filter(|attempt| !own_root.contains(attempt));
+        for attempt in attempts.copied().chain(["set-uid-program /set-uid-guest", &data]) {
+            let answer = ask(address, &format!("attempt {attempt}"));
+            assert!(answer.contains("refused"), "{attempt}: {answer}");
+            let mut step = step(StepImage::Image(house.image.clone()), ["attempt"]);
+            step.args.extend(attempt.split(' ').map(str::to_owned));
+            step.network = StepNetwork::Outbound;
+            house.attempt(step).await;
+        }
+        let identity = ask(address, "identity");
+        assert!(identity.contains("NoNewPrivs: 1") && identity.contains("Seccomp: 2"), "{identity}");
+        house.close().await;
+    });
+}
+
+#[test]
+fn sockets_of_the_same_user_that_are_no_files_are_out_of_reach() {
+    rootless("sandbox_rootless::sockets_of_the_same_user_that_are_no_files_are_out_of_reach", async {
+        let house = House::open().await;
+        let name = format!("epiniod-test-{}", std::process::id());
+        let address = net::SocketAddr::from_abstract_name(&name).unwrap();
+        let _listener = net::UnixListener::bind_addr(&address).unwrap();
+        let mut connect = step(StepImage::Own, ["attempt", "abstract-socket", &name]);
+        house.attempt(connect.clone()).await;
+        connect.network = StepNetwork::Outbound;
+        let (_, lines) = house.run(connect).await;
+        if text(&lines).contains("it could") {
+            eprintln!("NOT PROTECTED: this kernel has no Landlock of ABI 6");
+        }
+        house.close().await;
+    });
+}
+
+#[test]
+fn bombs_are_stopped_without_a_cgroup() {
+    rootless("sandbox_rootless::bombs_are_stopped_without_a_cgroup", async {
+        let house = House::open().await;
+        let mut bomb = step(StepImage::Own, ["fork-bomb"]);
+        bomb.limits.pids = Some(32);
+        let said = text(&house.run(bomb).await.1);
+        let children: u32 = said.trim().trim_end_matches(" children").parse().expect("a number");
+        assert!((1..=32).contains(&children), "{said}");
+        let mut bomb = step(StepImage::Own, ["hold-memory"]);
+        bomb.limits.memory_bytes = Some(64 << 20);
+        bomb.deadline = PATIENCE;
+        let (outcome, lines) = house.run(bomb).await;
+        assert_eq!(outcome.ended, Ended::OutOfMemory, "{}", text(&lines));
+        house.close().await;
+    });
+}
