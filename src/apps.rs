@@ -42,6 +42,7 @@ pub struct Apps {
     /// Releases that are on their way in or out: the reconciler leaves them alone.
     in_transit: reconcile::InTransit,
     backends: Mutex<HashMap<(ReleaseId, String, std::net::SocketAddr), Arc<Backend>>>,
+    refreshing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
@@ -93,6 +94,7 @@ impl Apps {
             turns: Mutex::default(),
             in_transit: Default::default(),
             backends: Mutex::default(),
+            refreshing: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
         })
     }

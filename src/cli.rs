@@ -3,6 +3,7 @@
 //! stdout is data, stderr is talk. `up` and `push` print one line on stdout, the URL. Exit codes and hints are in [`error`].
 
 mod apps;
+mod authorities;
 mod client;
 pub mod error;
 mod info;
@@ -21,12 +22,29 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use self::{client::Client, error::Error, ui::Ui};
+use self::{
+    client::Client,
+    error::Error,
+    ui::{Talk, Ui},
+};
 
 /// From source code to a running URL: a PaaS in one binary.
+///
+/// 'epiniod up' in the folder of an application starts a daemon, builds the application,
+/// runs it, and prints its URL. Where a daemon runs already, 'epiniod push' does the same.
+///
+/// Commands find the daemon of this machine by themselves. Another one is named by
+/// 'epiniod login URL', or by the variables EPINIO_API, EPINIO_USER and EPINIO_PASS (base64),
+/// as the epinio CLI has them.
+///
+/// stdout is data, stderr is talk: 'up' and 'push' print one line on stdout, the URL.
+/// NO_COLOR switches colours off.
 #[derive(Debug, Parser)]
-#[command(name = "epiniod", version, after_help = error::EXIT_CODES_HELP, max_term_width = 100)]
+#[command(name = "epiniod", version, after_help = error::EXIT_CODES_HELP, verbatim_doc_comment)]
 struct Cli {
+    /// Say only what went wrong
+    #[arg(long, short, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -34,12 +52,30 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a daemon here if none runs, push a folder, print its URL, follow its log
+    ///
+    /// The daemon runs in the foreground: Ctrl-C stops it, and its applications. Where a daemon
+    /// of the same data directory runs already, that one is used, and goes on after Ctrl-C.
+    #[command(verbatim_doc_comment, after_help = up::EXAMPLES)]
     Up(up::Up),
     /// Run the daemon
+    ///
+    /// API, applications and registry, until SIGTERM; applications run on, and the next daemon
+    /// takes them up. The first start creates the user 'admin' with the password of
+    /// EPINIOD_ADMIN_PASSWORD, or a random one, which is logged once and kept in
+    /// client.yaml of the data directory. A flag wins over its variable, a variable over the file.
+    #[command(verbatim_doc_comment, after_help = serve::CONFIG_HELP)]
     Serve(serve::Serve),
     /// Stop the daemon of this machine
+    ///
+    /// Its applications run on, without a route until a daemon runs again; --all stops them.
+    #[command(verbatim_doc_comment)]
     Stop(stop::Stop),
     /// Build and deploy a folder or an archive, and print its URL
+    ///
+    /// The source is packed and sent at once; what .epinioignore names (as .gitignore has it)
+    /// and .git is left out. The log of the build is on stderr, with the time of each phase at the end.
+    /// Where the new version does not come up, the one before still serves.
+    #[command(verbatim_doc_comment, after_help = push::EXAMPLES)]
     Push(push::Push),
     /// Applications: list, show, logs, env, scale, restart, restage, delete
     #[command(subcommand, visible_alias = "app")]
@@ -48,6 +84,9 @@ enum Command {
     #[command(subcommand, visible_alias = "namespace")]
     Namespaces(namespaces::Namespaces),
     /// Store the credential for an API in the settings file
+    ///
+    /// It is tried first. The file is that of the epinio CLI, so both are logged in.
+    #[command(verbatim_doc_comment)]
     Login(login::Login),
     /// Remove the credential from the settings file
     Logout(login::Logout),
@@ -109,7 +148,7 @@ pub fn run() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let ui = Ui::new();
+    let ui = Ui::new(if cli.quiet { Talk::Errors } else { Talk::All });
     match execute(cli.command, &ui) {
         Ok(code) => code,
         Err(error) => {
@@ -119,9 +158,11 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The whole reference of the command line, as `--help` prints it.
+/// The whole reference of the command line, as `--help` prints it where no variable is set.
 pub fn reference() -> String {
     fn describe(command: &mut clap::Command, path: &str, text: &mut String) {
+        let inner = std::mem::take(command);
+        *command = inner.mut_args(|argument| argument.hide_env_values(true));
         let path =
             if path.is_empty() { command.get_name().to_owned() } else { format!("{path} {}", command.get_name()) };
         text.push_str(&format!("# {path}\n\n{}\n\n", command.render_long_help()));
@@ -131,7 +172,8 @@ pub fn reference() -> String {
     }
     let mut text = String::new();
     describe(&mut Cli::command(), "", &mut text);
-    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    let lines: Vec<&str> = text.trim_end().lines().map(str::trim_end).collect();
+    lines.join("\n") + "\n"
 }
 
 fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
@@ -147,7 +189,6 @@ fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
         Command::Logout(logout) => logout.run(ui),
         Command::Info(info) => client_runtime()?.block_on(info.run(ui)),
     }
-    .map(|code: ExitCode| code)
 }
 
 /// One thread is enough for who waits for a daemon.

@@ -5,14 +5,18 @@
 mod file;
 mod run_file;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::unistd::Uid;
 
 pub use file::{ConfigFile, Error};
 pub use run_file::RunFile;
 
-use crate::{base::Mirrors, runtime::Limits, source};
+use crate::{base::Mirrors, model::Route, runtime::Limits, source, telemetry};
 
 /// What a daemon is run with.
 #[derive(Debug, Clone)]
@@ -28,7 +32,17 @@ pub struct Config {
     pub build_ca: Option<PathBuf>,
     pub sources: source::Limits,
     pub builds: Builds,
+    /// Of each instance.
     pub instances: Limits,
+    pub log: Log,
+}
+
+/// What the daemon logs.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// None where nobody said: `serve` and `up` have each their own default.
+    pub filter: Option<String>,
+    pub format: telemetry::Format,
 }
 
 /// How builds are run.
@@ -50,10 +64,10 @@ pub struct Flags {
     pub config: Option<PathBuf>,
     /// Where API and applications listen [default: 127.0.0.1:8080; 0.0.0.0:80 with a system domain]
     #[arg(long, env = "EPINIOD_LISTEN", value_name = "ADDRESS")]
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<String>,
     /// Where the registry listens [default: 127.0.0.1:30500]
     #[arg(long, env = "EPINIOD_REGISTRY_LISTEN", value_name = "ADDRESS")]
-    pub registry_listen: Option<SocketAddr>,
+    pub registry_listen: Option<String>,
     /// The domain of API and applications [default: localhost]
     #[arg(long, env = "EPINIOD_SYSTEM_DOMAIN", value_name = "DOMAIN")]
     pub system_domain: Option<String>,
@@ -66,10 +80,19 @@ pub struct Flags {
     /// Certificate authorities that builds trust, PEM [default: those of this machine]
     #[arg(long, env = "EPINIOD_BUILD_CA_FILE", value_name = "FILE")]
     pub build_ca_file: Option<PathBuf>,
+    /// What is logged, as tracing has it (info, debug, epiniod::edge=debug) [default: info; warn with up]
+    #[arg(long, env = "EPINIOD_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How the log is written [default: text]
+    #[arg(long, env = "EPINIOD_LOG_FORMAT", value_enum)]
+    pub log_format: Option<telemetry::Format>,
 }
 
+/// Where the daemon of root keeps everything, unless told otherwise.
+pub const ROOT_DATA_DIR: &str = "/var/lib/epiniod";
 const LOCALHOST: &str = "localhost";
 const REGISTRY: &str = "127.0.0.1:30500";
+const PEM: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// Where distributions keep the bundle of certificate authorities.
 const CA_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
@@ -81,53 +104,98 @@ const CA_BUNDLES: [&str; 4] = [
 impl Config {
     /// Puts flags, file and defaults together; all that is wrong is reported at once.
     pub fn new(flags: Flags) -> Result<Self, Error> {
+        let mut problems = Vec::new();
         let file = match &flags.config {
-            Some(path) => ConfigFile::read(path)?,
+            Some(path) => ConfigFile::read(path, &mut problems)?,
             None => ConfigFile::default(),
         };
-        let mut problems = Vec::new();
         let system_domain = flags.system_domain.or(file.system_domain).unwrap_or_else(|| LOCALHOST.to_owned());
-        if format!("a.{system_domain}").parse::<crate::model::Route>().is_err() || system_domain.contains('/') {
-            problems.push(format!("system domain '{system_domain}' is not a DNS name"));
-        }
         let default = if system_domain == LOCALHOST { "127.0.0.1:8080" } else { "0.0.0.0:80" };
-        let parse = |text: &str| text.parse().expect("a default is an address");
-        let build_ca = flags.build_ca_file.or(file.build_ca_file);
-        if let Some(path) = build_ca.as_ref().filter(|path| !path.is_file()) {
-            problems.push(format!("build CA file '{}' cannot be read", path.display()));
-        }
+        let listen = address("listen", flags.listen.or(file.listen), default, &mut problems);
+        let registry_listen =
+            address("registry_listen", flags.registry_listen.or(file.registry_listen), REGISTRY, &mut problems);
         let mirrors = Mirrors {
             archive: flags.debian_mirror.or(file.debian_mirror),
             security: flags.debian_security_mirror.or(file.debian_security_mirror),
         };
-        for url in [&mirrors.archive, &mirrors.security].into_iter().flatten() {
-            if !url.starts_with("http://") && !url.starts_with("https://") {
-                problems.push(format!("mirror '{url}' is not an http or https URL"));
-            }
-        }
+        let build_ca = flags.build_ca_file.or(file.build_ca_file);
+        let log =
+            Log { filter: flags.log.or(file.log), format: flags.log_format.or(file.log_format).unwrap_or_default() };
+        let checks = [
+            check_domain(&system_domain),
+            check_distinct(listen, registry_listen),
+            check_mirror("debian_mirror", mirrors.archive.as_deref()),
+            check_mirror("debian_security_mirror", mirrors.security.as_deref()),
+            check_build_ca(build_ca.as_deref()),
+            check_filter(log.filter.as_deref()),
+        ];
+        problems.extend(checks.into_iter().flatten());
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }
         Ok(Self {
             data_dir: data_dir(flags.data_dir.or(file.data_dir))?,
-            listen: flags.listen.or(file.listen).unwrap_or_else(|| parse(default)),
-            registry_listen: flags.registry_listen.or(file.registry_listen).unwrap_or_else(|| parse(REGISTRY)),
+            listen,
+            registry_listen,
             system_domain,
             admin_password: std::env::var("EPINIOD_ADMIN_PASSWORD").ok().filter(|password| !password.is_empty()),
             mirrors,
             build_ca: build_ca.or_else(host_bundle),
             sources: file.sources,
-            builds: file.builds.into(),
-            instances: file.instances.into(),
+            builds: file.builds,
+            instances: file.instances,
+            log,
         })
     }
+}
+
+/// The address that is meant; one that is wrong becomes the default, and a problem.
+fn address(name: &str, given: Option<String>, default: &str, problems: &mut Vec<String>) -> SocketAddr {
+    given
+        .and_then(|text| {
+            let wrong = |_| problems.push(format!("{name}: '{text}' is not an address and port such as {default}"));
+            text.parse().map_err(wrong).ok()
+        })
+        .unwrap_or_else(|| default.parse().expect("a default is an address"))
+}
+
+fn check_domain(domain: &str) -> Option<String> {
+    let is_host = !domain.contains('/') && format!("a.{domain}").parse::<Route>().is_ok();
+    (!is_host).then(|| format!("system_domain: '{domain}' is not a DNS name such as example.com"))
+}
+
+fn check_distinct(listen: SocketAddr, registry: SocketAddr) -> Option<String> {
+    let same = listen == registry && listen.port() != 0;
+    same.then(|| format!("listen and registry_listen are both {listen}; choose two"))
+}
+
+fn check_mirror(name: &str, url: Option<&str>) -> Option<String> {
+    let url = url?;
+    let is_url = (url.starts_with("http://") || url.starts_with("https://"))
+        && url.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    (!is_url).then(|| format!("{name}: '{url}' is not an http or https URL"))
+}
+
+fn check_build_ca(path: Option<&Path>) -> Option<String> {
+    let path = path?;
+    match std::fs::read(path) {
+        Err(error) => Some(format!("build_ca_file: '{}' cannot be read: {error}", path.display())),
+        Ok(bytes) if !bytes.windows(PEM.len()).any(|part| part == PEM) => {
+            Some(format!("build_ca_file: '{}' has no certificate in PEM", path.display()))
+        }
+        Ok(_) => None,
+    }
+}
+
+fn check_filter(filter: Option<&str>) -> Option<String> {
+    telemetry::check(filter?).err().map(|error| format!("log: {error}"))
 }
 
 /// The data directory that is meant, whether it is there or not; absolute.
 pub fn data_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
     let chosen = match given {
         Some(dir) => dir,
-        None if Uid::effective().is_root() => PathBuf::from("/var/lib/epiniod"),
+        None if Uid::effective().is_root() => PathBuf::from(ROOT_DATA_DIR),
         None => {
             let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
             let home = variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")));
@@ -137,7 +205,8 @@ pub fn data_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
     std::path::absolute(chosen).map_err(|_| Error::NoHome)
 }
 
-fn host_bundle() -> Option<PathBuf> {
+/// The authorities that this machine trusts.
+pub fn host_bundle() -> Option<PathBuf> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     named.into_iter().chain(CA_BUNDLES.map(PathBuf::from)).find(|path| path.is_file())
 }
@@ -149,17 +218,69 @@ impl Flags {
         let path = |value: &Option<PathBuf>| {
             value.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()).into())
         };
-        let address = |value: &Option<SocketAddr>| value.map(|address| address.to_string().into());
-        let all: [(&str, Option<std::ffi::OsString>); 8] = [
+        let format = self.log_format.and_then(|format| clap::ValueEnum::to_possible_value(&format));
+        let all: [(&str, Option<std::ffi::OsString>); 10] = [
             ("--data-dir", path(&self.data_dir)),
             ("--config", path(&self.config)),
-            ("--listen", address(&self.listen)),
-            ("--registry-listen", address(&self.registry_listen)),
+            ("--listen", text(&self.listen)),
+            ("--registry-listen", text(&self.registry_listen)),
             ("--system-domain", text(&self.system_domain)),
             ("--debian-mirror", text(&self.debian_mirror)),
             ("--debian-security-mirror", text(&self.debian_security_mirror)),
             ("--build-ca-file", path(&self.build_ca_file)),
+            ("--log", text(&self.log)),
+            ("--log-format", format.map(|format| format.get_name().into())),
         ];
         all.into_iter().filter_map(|(flag, value)| value.map(|value| [flag.into(), value])).flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_wrong_settings_are_named_at_once() {
+        let text = |text: &str| Some(text.to_owned());
+        let flags = Flags {
+            listen: text("localhost"),
+            registry_listen: text("127.0.0.1:8080"),
+            system_domain: text("a b"),
+            debian_mirror: text("ftp://x"),
+            debian_security_mirror: text("http://"),
+            build_ca_file: Some("/nonexistent.pem".into()),
+            log: text("epiniod=loud"),
+            ..Flags::default()
+        };
+        let Err(Error::Invalid(problems)) = Config::new(flags) else { panic!("the settings are taken") };
+        let names = problems.iter().map(|problem| problem.split([':', ' ']).next().unwrap_or_default());
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            ["listen", "system_domain", "debian_mirror", "debian_security_mirror", "build_ca_file", "log"],
+            "{problems:#?}"
+        );
+    }
+
+    #[test]
+    fn two_listeners_need_two_addresses() {
+        let flags = |port: u16| Flags {
+            listen: Some(format!("127.0.0.1:{port}")),
+            registry_listen: Some(format!("127.0.0.1:{port}")),
+            data_dir: Some("/nonexistent".into()),
+            ..Flags::default()
+        };
+        assert!(Config::new(flags(8080)).is_err());
+        assert!(Config::new(flags(0)).is_ok());
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("epiniod.toml");
+        std::fs::write(&path, "listen = '127.0.0.1:1'\nsystem_domain = 'example.com'\ndata_dir = '/file'\n").unwrap();
+        let flags = Flags { config: Some(path), data_dir: Some("/flag".into()), ..Flags::default() };
+        let config = Config::new(flags).unwrap();
+        assert_eq!((config.listen.port(), config.system_domain.as_str()), (1, "example.com"));
+        assert_eq!(config.data_dir, PathBuf::from("/flag"));
     }
 }

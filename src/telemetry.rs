@@ -4,16 +4,35 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
+/// How a line of the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One object in each line.
+    Json,
+}
+
+/// Is it a filter as tracing has it (`info`, `debug`, `epiniod::edge=debug`)?
+pub fn check(filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(filter).map(|_| ())
+}
+
 /// Starts logging. A filter that cannot be read becomes `info`, and that is said.
-pub fn init(filter: &str) {
+pub fn init(filter: &str, format: Format) {
     let (parsed, wrong) = match EnvFilter::try_new(filter) {
         Ok(parsed) => (parsed, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr).with_ansi(colours);
+    let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     // A second start in one process changes nothing.
-    let _ = subscriber.try_init();
+    let _ = match format {
+        Format::Text => lines.with_ansi(colours).try_init(),
+        Format::Json => lines.json().flatten_event(true).try_init(),
+    };
     if let Some(error) = wrong {
         tracing::warn!(filter, %error, "the log filter is not valid; logging 'info'");
     }

@@ -124,6 +124,8 @@ impl Apps {
 
     /// Rebuilds the route table from what runs.
     pub(super) async fn refresh(&self) -> Result<(), Error> {
+        // One at a time: what was read before a change must not replace what was read after it.
+        let _turn = self.refreshing.lock().await;
         let mut routes: Vec<(Route, Arc<Target>)> = Vec::new();
         for stored in self.objects.list::<App>(None).await? {
             let app = stored.value;

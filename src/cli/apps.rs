@@ -28,6 +28,7 @@ pub enum Apps {
     },
     /// Show everything about an application
     Show {
+        /// Name of the application
         name: AppName,
         #[command(flatten)]
         output: OutputFlag,
@@ -36,6 +37,7 @@ pub enum Apps {
     },
     /// Print the log of an application, or of its last staging
     Logs {
+        /// Name of the application
         name: AppName,
         /// Go on until Ctrl-C
         #[arg(long, short)]
@@ -54,25 +56,30 @@ pub enum Apps {
     Env(Env),
     /// Change the number of instances
     Scale {
+        /// Name of the application
         name: AppName,
+        /// How many; with 0 it is stopped
         instances: u32,
         #[command(flatten)]
         place: Place,
     },
     /// Start new instances and stop the old ones
     Restart {
+        /// Name of the application
         name: AppName,
         #[command(flatten)]
         place: Place,
     },
     /// Build the last uploaded source again, and deploy it
     Restage {
+        /// Name of the application
         name: AppName,
         #[command(flatten)]
         place: Place,
     },
     /// Stop and forget applications
     Delete {
+        /// Names of the applications
         #[arg(required = true)]
         names: Vec<AppName>,
         #[command(flatten)]
@@ -84,6 +91,7 @@ pub enum Apps {
 pub enum Env {
     /// List variables
     List {
+        /// Name of the application
         name: AppName,
         #[command(flatten)]
         output: OutputFlag,
@@ -92,7 +100,9 @@ pub enum Env {
     },
     /// Print one variable
     Show {
+        /// Name of the application
         name: AppName,
+        /// Name of the variable
         variable: EnvName,
         #[command(flatten)]
         output: OutputFlag,
@@ -101,15 +111,20 @@ pub enum Env {
     },
     /// Set a variable; a running application is restarted
     Set {
+        /// Name of the application
         name: AppName,
+        /// Name of the variable
         variable: EnvName,
+        /// Its value
         value: String,
         #[command(flatten)]
         place: Place,
     },
     /// Remove a variable; a running application is restarted
     Unset {
+        /// Name of the application
         name: AppName,
+        /// Name of the variable
         variable: EnvName,
         #[command(flatten)]
         place: Place,
@@ -161,12 +176,13 @@ impl Apps {
             Self::Env(env) => env.run(ui).await?,
             Self::Scale { name, instances, place } => {
                 let there = place.open()?;
-                there.client.patch(&there.app(&name), &json!({ "instances": instances })).await?;
+                let change = json!({ "instances": instances });
+                there.client.patch(&there.app(&name), &change).await.map_err(as_deploy)?;
                 ui.say(&format!("application {name} now has {instances} instances"));
             }
             Self::Restart { name, place } => {
                 let there = place.open()?;
-                there.client.post(&format!("{}/restart", there.app(&name)), &Value::Null).await?;
+                there.client.post(&format!("{}/restart", there.app(&name)), &Value::Null).await.map_err(as_deploy)?;
                 ui.say(&format!("restarted application {name}"));
             }
             Self::Restage { name, place } => restage(&place.open()?, ui, &name).await?,
@@ -268,13 +284,21 @@ async fn restage(there: &There, ui: &Ui, name: &AppName) -> Result<(), Error> {
         .await?;
     let complete = format!("/api/v1/namespaces/{}/staging/{id}/complete", there.namespace);
     there.client.get(&complete).await.map_err(|error| match error {
-        Error::Api { title, .. } => Error::Push(title),
+        Error::Api { title, .. } => Error::Staging(title),
         error => error,
     })?;
     let deploy = json!({ "app": app, "stage": { "id": id }, "image": text(&staged, "/image"), "origin": {} });
-    there.client.post(&format!("{}/deploy", there.app(name)), &deploy).await?;
+    there.client.post(&format!("{}/deploy", there.app(name)), &deploy).await.map_err(as_deploy)?;
     ui.say(&format!("restaged application {name}"));
     Ok(())
+}
+
+/// What fails behind a change that makes a new version is that version.
+fn as_deploy(error: Error) -> Error {
+    match error {
+        Error::Api { status: 500, title, details } => Error::Deploy { cause: title, details },
+        error => error,
+    }
 }
 
 impl Env {
@@ -303,12 +327,14 @@ impl Env {
             Self::Set { name, variable, value, place } => {
                 let there = place.open()?;
                 let variables = json!({ variable.as_str(): value });
-                there.client.post(&format!("{}/environment", there.app(&name)), &variables).await?;
+                let path = format!("{}/environment", there.app(&name));
+                there.client.post(&path, &variables).await.map_err(as_deploy)?;
                 ui.say(&format!("set {variable} of application {name}"));
             }
             Self::Unset { name, variable, place } => {
                 let there = place.open()?;
-                there.client.delete(&format!("{}/environment/{variable}", there.app(&name)), &Value::Null).await?;
+                let path = format!("{}/environment/{variable}", there.app(&name));
+                there.client.delete(&path, &Value::Null).await.map_err(as_deploy)?;
                 ui.say(&format!("removed {variable} of application {name}"));
             }
         }

@@ -1,62 +1,61 @@
 //! The API, seen from the command line.
+//!
+//! HTTP/1.1 only: websockets are upgrades of it, and one connection is all that a command needs.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use futures::StreamExt as _;
 use reqwest::{
-    Method, RequestBuilder, Response,
+    Certificate, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url,
     dns::{Addrs, Name, Resolve, Resolving},
+    header,
 };
 use serde_json::Value;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Message,
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::Role,
+    },
+};
 
 use super::{error::Error, settings::Settings};
 
 /// How long a daemon may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a daemon may take to answer: a restart waits until the new instances are ready. As the `epinio` CLI has it.
+const ANSWER: Duration = Duration::from_secs(15 * 60);
+/// How long a daemon may take to begin a log.
+const UPGRADE: Duration = Duration::from_secs(30);
+/// A connection whose other end is gone is noticed after some of these.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// A daemon, and who we are to it.
 pub struct Client {
     pub settings: Settings,
+    password: String,
     http: reqwest::Client,
-}
-
-/// Resolves `*.localhost` to this machine, as RFC 6761 wants it and many resolvers do not.
-struct Resolver;
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let host = name.as_str().to_owned();
-            if host == "localhost" || host.ends_with(".localhost") {
-                let local: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-                return Ok(Box::new(std::iter::once(local)) as Addrs);
-            }
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
-    }
 }
 
 impl Client {
     pub fn new(settings: Settings) -> Result<Self, Error> {
-        let mut builder = reqwest::Client::builder().dns_resolver(Arc::new(Resolver)).connect_timeout(CONNECT);
-        if settings.api.starts_with("http://") {
-            // Nothing of TLS is needed; reading the machine's authorities would take longer than the request.
-            builder = builder.tls_certs_only(Vec::new());
-        } else if !settings.certs.is_empty() {
-            let wrong = |error: reqwest::Error| {
-                Error::Usage(format!("the certificates in the settings are not valid: {error}"))
-            };
-            builder = builder
-                .tls_certs_merge(reqwest::Certificate::from_pem_bundle(settings.certs.as_bytes()).map_err(wrong)?);
+        let url = parse_address(&settings.api)?;
+        let password = settings.password()?;
+        let mut builder = reqwest::Client::builder()
+            .dns_resolver(Arc::new(Resolver))
+            .connect_timeout(CONNECT)
+            .tcp_keepalive(KEEPALIVE)
+            .http1_only();
+        if is_this_machine(&url) {
+            builder = builder.no_proxy();
         }
-        let http = builder.build().map_err(|source| Error::Unreachable { address: settings.api.clone(), source })?;
-        Ok(Self { settings, http })
+        let http = trusting(builder, &url, &settings.certs)?.build().map_err(|error| unreachable(&settings, &error))?;
+        Ok(Self { settings, password, http })
     }
 
     pub async fn get(&self, path: &str) -> Result<Value, Error> {
@@ -82,80 +81,135 @@ impl Client {
 
     /// An answer that is not JSON, or an error.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
-        let unreachable = |source: reqwest::Error| {
-            if source.is_connect() {
-                Error::Unreachable { address: self.settings.api.clone(), source }
-            } else {
-                Error::Broken(source)
-            }
-        };
-        let response = request.send().await.map_err(unreachable)?;
-        if response.status().is_success() {
+        let response = request.send().await.map_err(|error| self.failed(error))?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
-        let status = response.status().as_u16();
         let text = response.text().await.map_err(Error::Broken)?;
-        Err(api_error(status, &text))
+        Err(api_error(status.as_u16(), &text))
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let url = format!("{}{path}", self.settings.api.trim_end_matches('/'));
-        self.http.request(method, url).basic_auth(&self.settings.user, Some(self.settings.password()))
+        self.http
+            .request(method, format!("{}{path}", self.settings.api.trim_end_matches('/')))
+            .basic_auth(&self.settings.user, Some(&self.password))
     }
 
     async fn json(&self, request: RequestBuilder) -> Result<Value, Error> {
-        let text = self.send(request).await?.text().await.map_err(Error::Broken)?;
+        let text = self.send(request.timeout(ANSWER)).await?.text().await.map_err(Error::Broken)?;
         if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text).map_err(Error::Malformed) }
     }
 
     /// The texts of a websocket, one after the other, until it ends.
     pub async fn websocket(&self, path: &str, mut each: impl FnMut(&str)) -> Result<(), Error> {
-        let token = self.get("/api/v1/authtoken").await?;
-        let token = token.get("token").and_then(Value::as_str).unwrap_or_default();
-        let base = match self.settings.wss.as_str() {
-            "" => self.settings.api.replacen("http", "ws", 1),
-            wss => wss.to_owned(),
-        };
-        let separator = if path.contains('?') { '&' } else { '?' };
-        let url = format!("{}/wapi/v1{path}{separator}authtoken={token}", base.trim_end_matches('/'));
-        let failed = |error: tokio_tungstenite::tungstenite::Error| Error::Websocket(describe(error));
-        let Some(rest) = url.strip_prefix("ws://") else {
-            return Err(Error::Websocket("logs over TLS are not supported yet; use an http:// API address".to_owned()));
-        };
-        let authority = rest.split('/').next().unwrap_or_default();
-        let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "80"));
-        let host = if host.ends_with(".localhost") { "127.0.0.1" } else { host };
-        let port: u16 = port.parse().map_err(|_| Error::Websocket(format!("'{authority}' is not an address")))?;
-        let stream =
-            tokio::net::TcpStream::connect((host, port)).await.map_err(|error| Error::Websocket(error.to_string()))?;
-        let (mut socket, _) = tokio_tungstenite::client_async(url.as_str(), stream).await.map_err(failed)?;
+        let opening = tokio::time::timeout(UPGRADE, self.open_websocket(path));
+        let late = |_| Error::Websocket(format!("the daemon did not answer within {} s", UPGRADE.as_secs()));
+        let mut socket = opening.await.map_err(late)??;
         while let Some(message) = socket.next().await {
             match message {
                 Ok(Message::Text(text)) => each(text.as_str()),
                 Ok(Message::Close(_)) => break,
                 Ok(_) => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(Error::Websocket(error.to_string())),
             }
         }
         // The other side may have closed it already.
         let _ = socket.close(None).await;
         Ok(())
     }
+
+    async fn open_websocket(&self, path: &str) -> Result<WebSocketStream<reqwest::Upgraded>, Error> {
+        let token = self.get("/api/v1/authtoken").await?;
+        let token = token.get("token").and_then(Value::as_str).unwrap_or_default();
+        let base = match self.settings.wss.as_str() {
+            "" => self.settings.api.clone(),
+            wss => wss.replacen("ws", "http", 1),
+        };
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let url = format!("{}/wapi/v1{path}{separator}authtoken={token}", base.trim_end_matches('/'));
+        let key = generate_key();
+        let request = self
+            .http
+            .get(url)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, &key);
+        let response = self.send(request).await?;
+        // RFC 6455, 4.1: another accept key, or none, is no websocket.
+        let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS
+            || accept.is_none_or(|accept| accept.as_bytes() != derive_accept_key(key.as_bytes()).as_bytes())
+        {
+            return Err(Error::Websocket("the address is not that of a log".to_owned()));
+        }
+        let stream = response.upgrade().await.map_err(Error::Broken)?;
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
+    }
+
+    fn failed(&self, error: reqwest::Error) -> Error {
+        if error.is_connect() { unreachable(&self.settings, &error) } else { Error::Broken(error) }
+    }
 }
 
-/// What the daemon answered instead of taking the websocket.
-fn describe(error: tokio_tungstenite::tungstenite::Error) -> String {
-    match error {
-        tokio_tungstenite::tungstenite::Error::Http(response) => {
-            let text =
-                response.body().as_ref().map(|body| String::from_utf8_lossy(body).into_owned()).unwrap_or_default();
-            match api_error(response.status().as_u16(), &text) {
-                Error::Api { title, .. } => title,
-                other => other.to_string(),
+/// Resolves `*.localhost` to this machine, as RFC 6761 wants it and many resolvers do not.
+struct Resolver;
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let host = name.as_str().to_owned();
+            if is_localhost(&host) {
+                let local: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+                return Ok(Box::new(std::iter::once(local)) as Addrs);
             }
-        }
-        other => other.to_string(),
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
     }
+}
+
+/// The address of an API.
+pub(super) fn parse_address(text: &str) -> Result<Url, Error> {
+    let wrong = || Error::Usage(format!("the API address '{text}' is not an http or https URL"));
+    let url = Url::parse(text).map_err(|_| wrong())?;
+    if matches!(url.scheme(), "http" | "https") && url.has_host() { Ok(url) } else { Err(wrong()) }
+}
+
+/// A proxy has another loopback than we have.
+pub(super) fn is_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    is_localhost(host) || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn is_localhost(host: &str) -> bool {
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+/// Authorities: those of this machine (or ours, where it has none), and those of the settings.
+fn trusting(builder: ClientBuilder, url: &Url, certs: &str) -> Result<ClientBuilder, Error> {
+    if url.scheme() == "http" {
+        // Reading the machine's authorities would take longer than the request.
+        return Ok(builder.tls_certs_only(Vec::new()));
+    }
+    let wrong =
+        |error: reqwest::Error| Error::Usage(format!("the certificates in the settings are not valid: {error}"));
+    let own = Certificate::from_pem_bundle(certs.as_bytes()).map_err(wrong)?;
+    if !rustls_native_certs::load_native_certs().certs.is_empty() {
+        return Ok(builder.tls_certs_merge(own));
+    }
+    let embedded = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|der| Certificate::from_der(der).ok());
+    Ok(builder.tls_certs_only(embedded.chain(own)))
+}
+
+fn unreachable(settings: &Settings, error: &reqwest::Error) -> Error {
+    // What lies between says the address again.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    Error::Unreachable { address: settings.api.clone(), cause: cause.to_string() }
 }
 
 /// The first error of an answer, which is JSON, or `error: TEXT`.
@@ -169,4 +223,41 @@ fn api_error(status: u16, text: &str) -> Error {
     let plain =
         if plain.is_empty() { format!("the daemon answers {status}") } else { plain.chars().take(500).collect() };
     Error::Api { status, title: field("title").unwrap_or(plain), details: field("details").unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_told_from_other_hosts() {
+        for (url, local) in [
+            ("http://epinio.localhost:8080", true),
+            ("http://127.0.0.2", true),
+            ("http://[::1]:80", true),
+            ("https://localhost.example.com", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(is_this_machine(&parse_address(url).unwrap()), local, "{url}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_urls() {
+        for bad in ["", "localhost:8080", "ftp://x", "http://", "/x"] {
+            assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn errors_are_read_from_json_and_from_text() {
+        let title = |text: &str| match api_error(500, text) {
+            Error::Api { title, details, .. } => (title, details),
+            other => panic!("{other}"),
+        };
+        let json = r#"{"errors":[{"status":500,"title":"broken","details":"why"}]}"#;
+        assert_eq!(title(json), ("broken".to_owned(), "why".to_owned()));
+        assert_eq!(title("error: no such thing\n").0, "no such thing");
+        assert_eq!(title("").0, "the daemon answers 500");
+    }
 }

@@ -1,6 +1,9 @@
 //! What goes wrong, what to do next, and the exit code.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -14,21 +17,31 @@ pub const UNREACHABLE: u8 = 3;
 pub const UNAUTHORIZED: u8 = 4;
 /// The application or namespace does not exist.
 pub const NOT_FOUND: u8 = 5;
-/// The source was refused, its build failed, or the new version did not come up.
-pub const PUSH_FAILED: u8 = 6;
+/// The source was refused, or its build failed.
+pub const STAGING_FAILED: u8 = 6;
+/// It was built, but the new version did not come up; what ran before still does.
+pub const DEPLOY_FAILED: u8 = 7;
 /// Interrupted by Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
 
 /// For `--help`.
 pub(super) const EXIT_CODES_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 daemon not reachable, 4 not authorized, 5 not found,
-6 push failed (source refused, build failed, or new version not healthy), 130 interrupted";
+Exit codes:
+    0  done
+    1  failed
+    2  wrong usage, or settings that are not valid
+    3  the daemon cannot be reached, or cannot be started
+    4  not authorized
+    5  the application or namespace does not exist
+    6  the source was refused, or its build failed
+    7  the new version did not come up; what ran before still does
+  130  interrupted by Ctrl-C";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the daemon at {address} cannot be reached")]
-    Unreachable { address: String, source: reqwest::Error },
+    #[error("the daemon at {address} cannot be reached: {cause}")]
+    Unreachable { address: String, cause: String },
     #[error("the connection to the daemon ended early")]
     Broken(#[source] reqwest::Error),
     #[error("the log cannot be followed: {0}")]
@@ -39,6 +52,8 @@ pub enum Error {
     Malformed(#[source] serde_json::Error),
     #[error("nobody is logged in, and no daemon of this machine was found in {}", data_dir.display())]
     NoCredential { data_dir: PathBuf },
+    #[error("this user may not read the credential {}", path.display())]
+    Denied { path: PathBuf },
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {}", path.display())]
@@ -47,11 +62,14 @@ pub enum Error {
     Settings { path: PathBuf, cause: String },
     #[error("{0}")]
     Usage(String),
+    /// The cause, as the daemon said it.
     #[error("{0}")]
-    Push(String),
+    Staging(String),
+    #[error("{cause}")]
+    Deploy { cause: String, details: String },
     #[error("the source cannot be packed")]
     Pack(#[from] crate::source::Error),
-    #[error("the settings are not valid")]
+    #[error(transparent)]
     Config(#[from] crate::config::Error),
     #[error("the daemon cannot run")]
     Daemon(#[from] crate::daemon::Error),
@@ -69,42 +87,79 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } | Self::NotReady { .. } | Self::Daemon(_) | Self::NotRunning(_) => UNREACHABLE,
-            Self::Api { status: 401 | 403, .. } | Self::NoCredential { .. } => UNAUTHORIZED,
+            Self::Api { status: 401 | 403, .. } | Self::NoCredential { .. } | Self::Denied { .. } => UNAUTHORIZED,
             Self::Api { status: 404, .. } => NOT_FOUND,
-            Self::Usage(_) | Self::Config(_) => USAGE,
-            Self::Push(_) | Self::Pack(_) => PUSH_FAILED,
-            _ => FAILED,
+            Self::Usage(_) | Self::Config(_) | Self::Settings { .. } => USAGE,
+            Self::Staging(_) | Self::Pack(_) => STAGING_FAILED,
+            Self::Deploy { .. } => DEPLOY_FAILED,
+            Self::Api { .. }
+            | Self::Broken(_)
+            | Self::Websocket(_)
+            | Self::Malformed(_)
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::StillRunning { .. }
+            | Self::Runtime(_) => FAILED,
+        }
+    }
+
+    /// What belongs to the message, and is longer than a line.
+    pub fn details(&self) -> Option<&str> {
+        match self {
+            Self::Api { details, .. } | Self::Deploy { details, .. } if !details.is_empty() => Some(details),
+            _ => None,
         }
     }
 
     /// What to do next.
     pub fn hint(&self) -> String {
-        match self {
-            Self::Unreachable { .. } => "start a daemon with 'epiniod serve', or name another one with 'epiniod login URL'".to_owned(),
-            Self::Broken(_) | Self::Websocket(_) => "look whether the daemon still runs with 'epiniod info', then repeat the command".to_owned(),
-            Self::Api { status: 401 | 403, .. } => "log in with 'epiniod login'".to_owned(),
-            Self::Api { status: 404, .. } => "look at what there is with 'epiniod apps list' and 'epiniod namespaces list'".to_owned(),
-            Self::Api { status: 500.., .. } => "the daemon's log says more".to_owned(),
-            Self::Api { .. } => "correct what the message names, and repeat the command".to_owned(),
-            Self::Malformed(_) => "is it an epiniod or Epinio API that you are logged in to? See 'epiniod info'".to_owned(),
-            Self::NoCredential { .. } => "start a daemon with 'epiniod up' or 'epiniod serve', name its --data-dir, or log in with 'epiniod login URL'".to_owned(),
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                "run the command as the user that the daemon runs as, or log in with 'epiniod login'".to_owned()
+        let hint = match self {
+            Self::Unreachable { .. } => {
+                "start a daemon with 'epiniod serve', or name another one with 'epiniod login URL'"
             }
-            Self::Read { .. } | Self::Write { .. } => "check the path and its permissions".to_owned(),
-            Self::Settings { .. } => "correct the file, or delete it and log in again with 'epiniod login'".to_owned(),
-            Self::Usage(_) => "see 'epiniod help'".to_owned(),
-            Self::Push(_) => "correct what the log above says, and push again".to_owned(),
-            Self::Pack(_) => "correct the folder, or leave the file out by naming it in .epinioignore".to_owned(),
-            Self::Config(_) => "see 'epiniod serve --help'".to_owned(),
-            Self::Daemon(error) => daemon_hint(error),
-            Self::NotReady { log: Some(log), .. } => format!("see its log in {}", log.display()),
-            Self::NotReady { log: None, .. } => "see its log above".to_owned(),
-            Self::NotRunning(_) => "nothing is to be done; another daemon is named by --data-dir".to_owned(),
-            Self::StillRunning { pid, .. } => format!("see its log, or end it with 'kill -9 {pid}'"),
-            Self::Runtime(_) => "check the limits of this user (ulimit)".to_owned(),
-        }
+            Self::Broken(_) | Self::Websocket(_) => {
+                "look whether the daemon still runs with 'epiniod info', then repeat the command"
+            }
+            Self::Api { status: 401 | 403, .. } => "log in with 'epiniod login URL'",
+            Self::Api { status: 404, .. } => {
+                "look at what there is with 'epiniod apps list --all' and 'epiniod namespaces list'"
+            }
+            Self::Api { status: 500.., .. } => "the daemon's log says more",
+            Self::Api { .. } => "correct what the message names, and repeat the command",
+            Self::Malformed(_) => "is it an epiniod or Epinio API that you are logged in to? See 'epiniod info'",
+            Self::NoCredential { data_dir } => return no_credential_hint(data_dir),
+            Self::Denied { .. } => {
+                "run the command as the user that the daemon runs as, or log in with 'epiniod login URL'"
+            }
+            Self::Read { .. } | Self::Write { .. } => "check the path and its permissions",
+            Self::Settings { .. } => "correct the file, or delete it and log in again with 'epiniod login URL'",
+            Self::Usage(_) => "see 'epiniod help'",
+            Self::Staging(_) => "correct what the log above says, and push again",
+            Self::Deploy { .. } => "see 'epiniod apps logs NAME'; correct the application, and push again",
+            Self::Pack(_) => "correct the folder, or leave the file out by naming it in .epinioignore",
+            Self::Config(_) => "correct them; 'epiniod serve --help' has all settings",
+            Self::Daemon(error) => return daemon_hint(error),
+            Self::NotReady { log: Some(log), .. } => return format!("see its log in {}", log.display()),
+            Self::NotReady { log: None, .. } => "see its log above",
+            Self::NotRunning(_) => {
+                "another daemon is named by --data-dir; applications that still run are stopped by \
+                 'epiniod serve' and then 'epiniod stop --all'"
+            }
+            Self::StillRunning { pid, .. } => return format!("see its log, or end it with 'kill -9 {pid}'"),
+            Self::Runtime(_) => "check the limits of this user (ulimit)",
+        };
+        hint.to_owned()
     }
+}
+
+fn no_credential_hint(data_dir: &Path) -> String {
+    let of_root = Path::new(crate::config::ROOT_DATA_DIR);
+    if data_dir != of_root && of_root.exists() {
+        return "a daemon of root seems to be here: log in with 'epiniod login http://epinio.localhost:8080', or use sudo"
+            .to_owned();
+    }
+    "start a daemon with 'epiniod up' or 'epiniod serve', name its --data-dir, or log in with 'epiniod login URL'"
+        .to_owned()
 }
 
 fn daemon_hint(error: &crate::daemon::Error) -> String {
@@ -113,20 +168,37 @@ fn daemon_hint(error: &crate::daemon::Error) -> String {
         Error::Listen { flag, source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
             format!("something listens there already; choose another address with {flag}")
         }
-        Error::Listen { flag, .. } => format!("choose an address of this machine that this user may listen on with {flag}"),
+        Error::Listen { flag, .. } => {
+            format!("choose an address of this machine that this user may listen on with {flag}")
+        }
         Error::DataDir { .. } | Error::Credential { .. } => "choose another directory with --data-dir".to_owned(),
-        Error::Runtime(_) => "sandboxes need Linux 5.12 or newer with user namespaces, and a data directory on a plain disk (ext4, xfs, btrfs)".to_owned(),
+        Error::Runtime(_) => {
+            "sandboxes need Linux 5.12 or newer with user namespaces, and a data directory on a plain \
+                              disk (ext4, xfs, btrfs)"
+                .to_owned()
+        }
         _ => "the message names what to correct".to_owned(),
     }
 }
 
-/// An error with its causes.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_in_the_help() {
+        let codes =
+            [OK, FAILED, USAGE, UNREACHABLE, UNAUTHORIZED, NOT_FOUND, STAGING_FAILED, DEPLOY_FAILED, INTERRUPTED];
+        let documented: Vec<u8> =
+            EXIT_CODES_HELP.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        assert_eq!(documented, codes);
     }
-    text
+
+    #[test]
+    fn who_is_who_decides_the_code() {
+        let api = |status| Error::Api { status, title: "x".to_owned(), details: String::new() }.exit_code();
+        assert_eq!([api(401), api(403), api(404), api(409), api(500)], [4, 4, 5, 1, 1]);
+        assert_eq!(Error::Staging(String::new()).exit_code(), 6);
+        assert_eq!(Error::Deploy { cause: String::new(), details: String::new() }.exit_code(), 7);
+    }
 }

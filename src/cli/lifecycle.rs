@@ -23,7 +23,7 @@ impl Lifecycle {
                 let limits = source::Limits { max_unpacked_bytes, max_entries, ..source::Limits::default() };
                 let owner =
                     nix::unistd::Uid::effective().is_root().then_some((crate::runtime::CNB_ID, crate::runtime::CNB_ID));
-                source::unpack(archive, dest, limits, owner).map_err(|error| super::error::with_causes(&error))
+                source::unpack(archive, dest, limits, owner).map_err(|error| crate::telemetry::chain(&error))
             },
             install_buildpacks: buildpacks::install,
         };

@@ -6,19 +6,21 @@ use std::{
 };
 
 use clap::Args;
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 
 use super::{
     Target,
-    client::Client,
+    client::{Client, is_this_machine, parse_address},
     error::{self, Error},
-    settings::{Settings, place},
+    settings::{self, Settings, place},
     ui::Ui,
 };
 
 #[derive(Debug, Args)]
 pub struct Login {
-    /// Address of the API, such as `http://epinio.localhost:8080`
-    url: String,
+    /// Address of the API, such as http://epinio.localhost:8080 [default: that of the settings file, else the daemon
+    /// of this machine]
+    url: Option<String>,
     /// User; asked for when not given
     #[arg(long, short)]
     user: Option<String>,
@@ -38,17 +40,25 @@ pub struct Logout {
 impl Login {
     pub async fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
         let path = place(&self.target)?;
-        let mut settings = Settings::read(&path)?.unwrap_or_default();
-        let url = self.url.trim_end_matches('/');
-        let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
-        settings.wss = url.replacen("http", "ws", 1);
-        settings.api = url;
-        settings.user = answer("User: ", self.user)?;
-        settings.set_password(&answer("Password: ", self.password)?);
+        let known = Settings::read(&path)?.unwrap_or_default();
+        let url = match &self.url {
+            Some(url) => with_scheme(url.trim_end_matches('/')),
+            None => settings::find(&self.target)?.api,
+        };
+        parse_address(&url)?;
+        // Authorities that were trusted for one address are not for another.
+        let certs = if known.api == url { known.certs.clone() } else { String::new() };
+        let mut settings = Settings { certs, wss: url.replacen("http", "ws", 1), api: url, ..known.logged_out() };
+        settings.user = answer("User", self.user, Echo::On)?;
+        settings.set_password(&answer("Password", self.password, Echo::Off)?);
         let client = Client::new(settings)?;
         client.get("/api/v1/me").await?;
         client.settings.write(&path)?;
         ui.say(&format!("logged in to {} as {}", client.settings.api, client.settings.user));
+        let namespace = client.settings.namespace();
+        if let Err(Error::Api { status: 404, .. }) = client.get(&format!("/api/v1/namespaces/{namespace}")).await {
+            ui.say(&format!("namespace '{namespace}' does not exist there; name another with --namespace"));
+        }
         Ok(ExitCode::from(error::OK))
     }
 }
@@ -56,25 +66,77 @@ impl Login {
 impl Logout {
     pub fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
         let path = place(&self.target)?;
-        let Some(settings) = Settings::read(&path)? else {
+        let Some(settings) = Settings::read(&path)?.filter(|settings| !settings.api.is_empty()) else {
             ui.say("nobody was logged in");
             return Ok(ExitCode::from(error::OK));
         };
-        let left = Settings { namespace: settings.namespace, other: settings.other, ..Settings::default() };
-        left.write(&path)?;
-        ui.say("logged out");
+        let api = settings.api.clone();
+        settings.logged_out().write(&path)?;
+        ui.say(&format!("logged out of {api}"));
         Ok(ExitCode::from(error::OK))
     }
 }
 
+/// As the `epinio` CLI has it; but this machine speaks HTTP.
+fn with_scheme(url: &str) -> String {
+    if url.contains("://") {
+        return url.to_owned();
+    }
+    let plain = format!("http://{url}");
+    match parse_address(&plain) {
+        Ok(parsed) if is_this_machine(&parsed) => plain,
+        _ => format!("https://{url}"),
+    }
+}
+
+/// Whether what is typed is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Echo {
+    On,
+    Off,
+}
+
 /// What was given, or what somebody types.
-fn answer(question: &str, given: Option<String>) -> Result<String, Error> {
+fn answer(what: &str, given: Option<String>, echo: Echo) -> Result<String, Error> {
     if let Some(given) = given {
         return Ok(given);
     }
-    let _ = write!(stderr(), "{question}");
+    let _ = write!(stderr(), "{what}: ");
+    let hidden = if echo == Echo::Off { hide_typing() } else { None };
     let mut line = String::new();
-    stdin().lock().read_line(&mut line).map_err(Error::Runtime)?;
+    let read = stdin().lock().read_line(&mut line);
+    if let Some(before) = hidden {
+        // A terminal that is gone shows nothing any more.
+        let _ = tcsetattr(stdin(), SetArg::TCSANOW, &before);
+        let _ = writeln!(stderr());
+    }
+    read.map_err(Error::Runtime)?;
     let line = line.trim_end_matches(['\r', '\n']).to_owned();
-    if line.is_empty() { Err(Error::Usage(format!("{question}is needed; give it as a flag"))) } else { Ok(line) }
+    if line.is_empty() {
+        let flag = what.to_lowercase();
+        return Err(Error::Usage(format!("a {flag} is needed; type it, or give it with --{flag}")));
+    }
+    Ok(line)
+}
+
+/// Switches the echo of a terminal off; what it was before.
+fn hide_typing() -> Option<Termios> {
+    let before = tcgetattr(stdin()).ok()?;
+    let mut hidden = before.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO);
+    tcsetattr(stdin(), SetArg::TCSANOW, &hidden).ok()?;
+    Some(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_scheme_is_https_but_for_this_machine() {
+        assert_eq!(with_scheme("epinio.example.com"), "https://epinio.example.com");
+        assert_eq!(with_scheme("epinio.localhost:8080"), "http://epinio.localhost:8080");
+        assert_eq!(with_scheme("127.0.0.1:8080"), "http://127.0.0.1:8080");
+        assert_eq!(with_scheme("http://x"), "http://x");
+    }
 }

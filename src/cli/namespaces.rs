@@ -24,12 +24,14 @@ pub enum Namespaces {
     },
     /// Create a namespace
     Create {
+        /// Name of the namespace
         name: Namespace,
         #[command(flatten)]
         target: Target,
     },
     /// Delete a namespace with all its applications
     Delete {
+        /// Name of the namespace
         name: Namespace,
         #[command(flatten)]
         target: Target,

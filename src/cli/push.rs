@@ -28,6 +28,16 @@ use crate::{
 const QUEUE: usize = 8;
 const STEP: usize = 128 << 10;
 
+/// For `--help`.
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  epiniod push                                     the folder you are in
+  epiniod push --path ./shop --instances 2         two instances
+  epiniod push --path shop.tar.gz --name shop      an archive: tar, gz, xz, bz2, zst, zip
+  epiniod push --route shop.example.com/api        at a route of its own
+
+Without epiniod: curl -u USER:PASSWORD -T shop.tar.gz URL/push/NAMESPACE/NAME";
+
 #[derive(Debug, Args)]
 pub struct Push {
     #[command(flatten)]
@@ -94,6 +104,8 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
         Some(name) => name.clone(),
         None => name_of(&path)?,
     };
+    // Who may not push hears it before anything is packed and sent.
+    client.get(&format!("/api/v1/namespaces/{namespace}")).await?;
     ui.say(&format!("pushing {} as application {name} to namespace {namespace}", path.display()));
     let is_archive = path.is_file();
     let total = if is_archive { path.metadata().ok().map(|metadata| metadata.len()) } else { None };
@@ -120,7 +132,7 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
 /// A source that is refused is a push that failed.
 fn as_push(error: Error) -> Error {
     match error {
-        Error::Api { status: 400 | 413 | 415, title, .. } => Error::Push(title),
+        Error::Api { status: 400 | 413 | 415, title, .. } => Error::Staging(title),
         error => error,
     }
 }
@@ -130,7 +142,7 @@ async fn follow(ui: &Ui, response: reqwest::Response) -> Result<String, Error> {
     let mut stream = response.bytes_stream();
     let mut rest: Vec<u8> = Vec::new();
     let mut last: Option<String> = None;
-    let mut show = Shown { ui, bar: None };
+    let mut show = Shown { ui, bar: None, deploys: false };
     let mut broken = None;
     while let Some(part) = stream.next().await {
         match part {
@@ -152,14 +164,15 @@ async fn follow(ui: &Ui, response: reqwest::Response) -> Result<String, Error> {
     match (broken, last) {
         (None, Some(url)) => Ok(url),
         (Some(error), Some(line)) => match line.strip_prefix("error: ") {
-            Some(cause) => Err(Error::Push(cause.to_owned())),
+            Some(cause) if show.deploys => Err(Error::Deploy { cause: cause.to_owned(), details: String::new() }),
+            Some(cause) => Err(Error::Staging(cause.to_owned())),
             None => {
                 ui.log(&line);
                 Err(Error::Broken(error))
             }
         },
         (Some(error), None) => Err(Error::Broken(error)),
-        (None, None) => Err(Error::Push("the daemon did not say how it ended".to_owned())),
+        (None, None) => Err(Error::Staging("the daemon did not say how it ended".to_owned())),
     }
 }
 
@@ -167,10 +180,16 @@ async fn follow(ui: &Ui, response: reqwest::Response) -> Result<String, Error> {
 struct Shown<'a> {
     ui: &'a Ui,
     bar: Option<ProgressBar>,
+    /// The build is done.
+    deploys: bool,
 }
+
+/// The line of the log after which nothing is built any more.
+const DEPLOYING: &str = "===> DEPLOYING";
 
 impl Shown<'_> {
     fn line(&mut self, line: &str) {
+        self.deploys |= line == DEPLOYING;
         if self.ui.is_terminal()
             && let Some((done, total)) = parse_download(line)
         {

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::error::{self, Error};
+use super::{
+    authorities,
+    error::{self, Error},
+};
 use crate::{
     config::{Config, Flags},
     daemon::{self, Mode},
@@ -14,16 +17,45 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct Serve {
     #[command(flatten)]
-    pub flags: Flags,
-    /// What is logged, as tracing has it (info, debug, epiniod::edge=debug)
-    #[arg(long, env = "EPINIOD_LOG", default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    flags: Flags,
+    /// Leave the terminal's session: for 'up --detach'
+    #[arg(long, hide = true)]
+    own_session: bool,
 }
+
+/// The file, for `--help`.
+pub(super) const CONFIG_HELP: &str = "\
+Settings file (TOML). Keys, with their defaults where they have one that is not a flag's:
+  data_dir, listen, registry_listen, system_domain, debian_mirror, debian_security_mirror,
+  build_ca_file, log, log_format     as the flags
+  [sources]
+  max_archive_bytes = 4294967296     of an upload
+  max_unpacked_bytes = 8589934592    of its files
+  max_entries = 500000
+  [builds]
+  at_once = 2                        others wait
+  deadline_seconds = 1800
+  memory_bytes = 4294967296          of each
+  millicpus                          no limit
+  pids = 4096
+  scratch_bytes = 1073741824         what it may write besides its volumes
+  [instances]
+  memory_bytes = 1073741824          of each
+  millicpus                          no limit
+  pids = 1024
+  scratch_bytes = 536870912          what it may write; gone with the instance";
+
+/// What is logged unless somebody says otherwise.
+const LOG: &str = "info";
 
 impl Serve {
     pub fn run(self) -> Result<ExitCode, Error> {
-        telemetry::init(&self.log);
+        if self.own_session {
+            nix::unistd::setsid().map_err(|error| Error::Runtime(error.into()))?;
+        }
         let config = Config::new(self.flags)?;
+        authorities::ensure(&config.data_dir)?;
+        telemetry::init(config.log.filter.as_deref().unwrap_or(LOG), config.log.format);
         daemon_runtime()?.block_on(daemon::run(config, Mode::Serve))?;
         Ok(ExitCode::from(error::OK))
     }

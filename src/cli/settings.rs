@@ -29,13 +29,25 @@ pub struct Settings {
     pub other: serde_json::Map<String, serde_json::Value>,
 }
 
+/// The key of the token of another kind of login: the `epinio` CLI prefers it to a password.
+const TOKEN: &str = "token";
+
 impl Settings {
-    pub fn password(&self) -> String {
-        STANDARD.decode(&self.pass).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
+    pub fn password(&self) -> Result<String, Error> {
+        let wrong =
+            || Error::Usage("'pass' in the settings, or EPINIO_PASS, is not the base64 of a password".to_owned());
+        let bytes = STANDARD.decode(&self.pass).map_err(|_| wrong())?;
+        String::from_utf8(bytes).map_err(|_| wrong())
     }
 
     pub fn set_password(&mut self, password: &str) {
         self.pass = STANDARD.encode(password);
+    }
+
+    /// The same, logged in nowhere.
+    pub fn logged_out(mut self) -> Self {
+        self.other.remove(TOKEN);
+        Self { namespace: self.namespace, other: self.other, ..Self::default() }
     }
 
     pub fn namespace(&self) -> &str {
@@ -44,7 +56,12 @@ impl Settings {
 
     pub fn read(path: &Path) -> Result<Option<Self>, Error> {
         let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Error::Denied { path: path.to_owned() });
+            }
             result => result.map_err(|source| Error::Read { path: path.to_owned(), source })?,
         };
         if text.trim().is_empty() {
@@ -74,31 +91,25 @@ pub fn place(target: &Target) -> Result<PathBuf, Error> {
     if let Some(path) = &target.settings_file {
         return Ok(path.clone());
     }
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")));
+    let folder = variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| format!("{home}/.config")));
     let nowhere = || Error::Usage("neither --settings-file nor HOME says where the settings are".to_owned());
-    Ok(folder.ok_or_else(nowhere)?.join("epinio/settings.yaml"))
+    Ok(PathBuf::from(folder.ok_or_else(nowhere)?).join("epinio/settings.yaml"))
 }
 
 /// Variables win over the file. Who names a data directory means its daemon; who never logged in means the one of this machine.
 pub fn find(target: &Target) -> Result<Settings, Error> {
     let data_dir = config::data_dir(target.data_dir.clone())?;
-    let local = data_dir.join("client.yaml");
-    let own = if target.data_dir.is_some() { Settings::read(&local)? } else { None };
-    let file = match &own {
-        Some(_) => None,
-        None => Settings::read(&place(target)?)?.filter(|settings| !settings.api.is_empty()),
+    let own = if target.data_dir.is_some() { of_data_dir(&data_dir)? } else { None };
+    let found = match own {
+        Some(settings) => Some(settings),
+        None => match Settings::read(&place(target)?)?.filter(|settings| !settings.api.is_empty()) {
+            Some(settings) => Some(settings),
+            // Who says everything with variables needs no file.
+            None if variable("EPINIO_API").is_some() => Some(Settings::default()),
+            None => of_data_dir(&data_dir)?,
+        },
     };
-    let found = match (own, file) {
-        (Some(settings), _) | (None, Some(settings)) => Some(settings),
-        (None, None) => Settings::read(&local)?,
-    };
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let mut settings = match (found, variable("EPINIO_API")) {
-        (Some(settings), _) => settings,
-        (None, Some(_)) => Settings::default(),
-        (None, None) => return Err(Error::NoCredential { data_dir }),
-    };
+    let mut settings = found.ok_or(Error::NoCredential { data_dir })?;
     for (name, field) in [
         ("EPINIO_API", &mut settings.api),
         ("EPINIO_WSS", &mut settings.wss),
@@ -110,5 +121,18 @@ pub fn find(target: &Target) -> Result<Settings, Error> {
             *field = value;
         }
     }
+    if variable("EPINIO_API").is_some() && variable("EPINIO_WSS").is_none() {
+        // That of the file belongs to another address.
+        settings.wss.clear();
+    }
     Ok(settings)
+}
+
+/// The credential of the daemon of a data directory, whatever variables say; none when there never was one.
+pub fn of_data_dir(data_dir: &Path) -> Result<Option<Settings>, Error> {
+    Settings::read(&data_dir.join("client.yaml"))
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }

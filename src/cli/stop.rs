@@ -14,8 +14,9 @@ use nix::{
 use serde_json::Value;
 
 use super::{
-    Target,
+    client::Client,
     error::{self, Error},
+    settings,
     ui::Ui,
 };
 use crate::config::{self, RunFile};
@@ -38,8 +39,9 @@ impl Stop {
         let data_dir = config::data_dir(self.data_dir)?;
         let daemon = RunFile::read(&data_dir).ok_or_else(|| Error::NotRunning(data_dir.clone()))?;
         if self.all {
-            let target = Target { data_dir: Some(data_dir), settings_file: None };
-            target.client()?.post("/daemon/stop", &Value::Null).await?;
+            // Variables may name another daemon: that one is not meant.
+            let own = settings::of_data_dir(&data_dir)?.ok_or(Error::NoCredential { data_dir })?;
+            Client::new(own)?.post("/daemon/stop", &Value::Null).await?;
         } else {
             kill(Pid::from_raw(daemon.pid), Signal::SIGTERM).map_err(|error| Error::Runtime(error.into()))?;
         }

@@ -4,36 +4,45 @@ use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::error::{Error, with_causes};
+use super::error::Error;
+use crate::telemetry::chain;
 
 /// Talks on stderr.
 pub struct Ui {
     colours: bool,
     terminal: bool,
+    talk: Talk,
+}
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Talk {
+    All,
+    /// `--quiet`: only what went wrong.
+    Errors,
 }
 
 impl Ui {
-    pub fn new() -> Self {
+    pub fn new(talk: Talk) -> Self {
         let terminal = stderr().is_terminal();
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { colours, terminal }
+        Self { colours, terminal: terminal && talk == Talk::All, talk }
     }
 
     /// Something worth knowing.
     pub fn say(&self, text: &str) {
-        // Nobody reads it any more: nothing else is lost.
-        let _ = writeln!(stderr(), "{text}");
+        if self.talk == Talk::All {
+            write(text);
+        }
     }
 
     /// What went wrong, and what to do next.
     pub fn fail(&self, error: &Error) {
-        self.say(&format!("{} {}", self.paint("31;1", "error:"), with_causes(error)));
-        if let Error::Api { details, .. } = error
-            && !details.is_empty()
-        {
-            self.say(details);
+        write(&format!("{} {}", self.paint("31;1", "error:"), chain(error)));
+        if let Some(details) = error.details() {
+            write(details);
         }
-        self.say(&format!("{} {}", self.paint("36", "hint:"), error.hint()));
+        write(&format!("{} {}", self.paint("36", "hint:"), error.hint()));
     }
 
     /// A line of a build or of an application.
@@ -72,6 +81,11 @@ impl Ui {
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+fn write(text: &str) {
+    // Nobody reads it any more: nothing else is lost.
+    let _ = writeln!(stderr(), "{text}");
 }
 
 /// Data, on stdout. A reader that has gone away ends the process as it ends other tools.

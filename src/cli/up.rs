@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     time::Duration,
@@ -11,17 +11,17 @@ use std::{
 use clap::Args;
 
 use super::{
-    Target,
+    authorities,
     client::Client,
     error::{self, Error},
     logs,
     push::{Wishes, push, wait_until_ready},
     serve::daemon_runtime,
-    settings::{self, Settings},
+    settings,
     ui::{Ui, print},
 };
 use crate::{
-    config::{self, Config, Flags, RunFile},
+    config::{Config, Flags, RunFile},
     daemon::{self, Mode},
     telemetry,
 };
@@ -41,17 +41,25 @@ pub struct Up {
     detach: bool,
     #[command(flatten)]
     flags: Flags,
-    /// What the daemon logs, as tracing has it
-    #[arg(long, env = "EPINIOD_LOG", default_value = "warn", value_name = "FILTER")]
-    log: String,
 }
+
+/// For `--help`.
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  epiniod up                           the folder you are in
+  epiniod up ./shop --env STAGE=test   with a variable
+  epiniod up --detach ./shop           and leave the daemon running";
+
+/// What a daemon in the foreground logs unless somebody says otherwise.
+const LOG: &str = "warn";
 
 impl Up {
     pub fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
-        let data_dir = config::data_dir(self.flags.data_dir.clone())?;
+        let config = Config::new(self.flags.clone())?;
+        let data_dir = config.data_dir.clone();
         let runs = RunFile::read(&data_dir).is_some();
         if !runs && !self.detach {
-            return self.in_foreground(ui);
+            return self.in_foreground(config, ui);
         }
         let runtime = super::client_runtime()?;
         let started = if runs { None } else { Some(self.start_in_background(ui, &data_dir)?) };
@@ -77,9 +85,9 @@ impl Up {
     }
 
     /// The daemon is this process: Ctrl-C stops it, and what it runs.
-    fn in_foreground(self, ui: &Ui) -> Result<ExitCode, Error> {
-        telemetry::init(&self.log);
-        let config = Config::new(self.flags.clone())?;
+    fn in_foreground(self, config: Config, ui: &Ui) -> Result<ExitCode, Error> {
+        authorities::ensure(&config.data_dir)?;
+        telemetry::init(config.log.filter.as_deref().unwrap_or(LOG), config.log.format);
         let data_dir = config.data_dir.clone();
         let daemon_failed = |error: tokio::task::JoinError| Error::Runtime(std::io::Error::other(error));
         daemon_runtime()?.block_on(async {
@@ -118,15 +126,14 @@ impl Up {
             let path = path.to_owned();
             move |source| Error::Write { path, source }
         };
-        // What is wrong with the settings is said here, and not in a log.
-        Config::new(self.flags.clone())?;
         fs::create_dir_all(data_dir).map_err(failed(data_dir))?;
         let path = data_dir.join("daemon.log");
-        let log = fs::File::options().create(true).append(true).open(&path).map_err(failed(&path))?;
+        // The password of the first user is shown there.
+        let log = fs::File::options().create(true).append(true).mode(0o600).open(&path).map_err(failed(&path))?;
         let mut command = Command::new(std::env::current_exe().map_err(Error::Runtime)?);
-        command.arg("serve").args(self.flags.to_args()).args(["--log", "info"]);
+        command.arg("serve").arg("--own-session").args(self.flags.to_args());
         let errors = log.try_clone().map_err(Error::Runtime)?;
-        command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0).current_dir("/");
+        command.stdin(Stdio::null()).stdout(log).stderr(errors).current_dir("/");
         let child = command.spawn().map_err(Error::Runtime)?;
         ui.say(&format!("started the daemon (pid {}); its log is {}", child.id(), path.display()));
         Ok((child, path))
@@ -150,11 +157,6 @@ async fn wait_for(data_dir: &Path, child: Child, log: PathBuf) -> Result<(), Err
 
 /// A client with the credential of the daemon of a data directory.
 fn local_client(data_dir: &Path) -> Result<Client, Error> {
-    let path = data_dir.join("client.yaml");
-    let nobody = || Error::NoCredential { data_dir: data_dir.to_owned() };
-    let target = Target { data_dir: Some(data_dir.to_owned()), settings_file: None };
-    match Settings::read(&path)? {
-        Some(_) => Client::new(settings::find(&target)?),
-        None => Err(nobody()),
-    }
+    let settings = settings::of_data_dir(data_dir)?;
+    Client::new(settings.ok_or_else(|| Error::NoCredential { data_dir: data_dir.to_owned() })?)
 }

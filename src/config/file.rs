@@ -1,105 +1,195 @@
 //! The file of settings (`--config`), TOML.
+//!
+//! It is read key by key, and not by a derived deserialiser, which would stop at the first thing that is wrong.
 
 use std::{
-    net::SocketAddr,
+    fmt::Display,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
 
 use super::Builds;
-use crate::{runtime::Limits, source};
+use crate::{runtime::Limits, source, telemetry};
 
 const GIB: u64 = 1 << 30;
+/// Less memory than this runs nothing, in bytes.
+const LEAST_MEMORY: u64 = 16 << 20;
+/// Less disk than this is of no use, in bytes.
+const LEAST_SCRATCH: u64 = 1 << 20;
 
 /// Everything that the file may say. Names are those of the flags, with `_`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct ConfigFile {
     pub data_dir: Option<PathBuf>,
-    pub listen: Option<SocketAddr>,
-    pub registry_listen: Option<SocketAddr>,
+    pub listen: Option<String>,
+    pub registry_listen: Option<String>,
     pub system_domain: Option<String>,
     pub debian_mirror: Option<String>,
     pub debian_security_mirror: Option<String>,
     pub build_ca_file: Option<PathBuf>,
+    pub log: Option<String>,
+    pub log_format: Option<telemetry::Format>,
+    /// `[sources]`: `max_archive_bytes`, `max_unpacked_bytes`, `max_entries`.
     pub sources: source::Limits,
-    pub builds: BuildsFile,
-    pub instances: InstancesFile,
+    /// `[builds]`: `at_once`, `deadline_seconds`, and limits.
+    pub builds: Builds,
+    /// `[instances]`: limits of each.
+    pub instances: Limits,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BuildsFile {
-    pub at_once: usize,
-    pub memory_bytes: u64,
-    pub millicpus: Option<u32>,
-    pub pids: u32,
-    /// What a build may write outside of its volumes.
-    pub scratch_bytes: u64,
-    pub deadline_seconds: u64,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct InstancesFile {
-    pub memory_bytes: u64,
-    pub millicpus: Option<u32>,
-    pub pids: u32,
-    /// What an instance may write; it is gone with the instance.
-    pub scratch_bytes: u64,
-}
-
-impl Default for BuildsFile {
+impl Default for ConfigFile {
     fn default() -> Self {
-        Self {
-            at_once: 2,
-            memory_bytes: 4 * GIB,
-            millicpus: None,
-            pids: 4096,
-            scratch_bytes: GIB,
-            deadline_seconds: 1800,
-        }
-    }
-}
-
-impl Default for InstancesFile {
-    fn default() -> Self {
-        Self { memory_bytes: GIB, millicpus: None, pids: 1024, scratch_bytes: GIB / 2 }
-    }
-}
-
-impl From<BuildsFile> for Builds {
-    fn from(file: BuildsFile) -> Self {
-        Self {
-            at_once: file.at_once.max(1),
-            limits: Limits {
-                memory_bytes: Some(file.memory_bytes),
-                millicpus: file.millicpus,
-                pids: Some(file.pids),
-                scratch_bytes: Some(file.scratch_bytes),
-            },
-            deadline: Duration::from_secs(file.deadline_seconds),
-        }
-    }
-}
-
-impl From<InstancesFile> for Limits {
-    fn from(file: InstancesFile) -> Self {
-        Self {
-            memory_bytes: Some(file.memory_bytes),
-            millicpus: file.millicpus,
-            pids: Some(file.pids),
-            scratch_bytes: Some(file.scratch_bytes),
-        }
+        let mut problems = Vec::new();
+        Self::of_table(Table::new(), &mut problems)
     }
 }
 
 impl ConfigFile {
-    pub fn read(path: &Path) -> Result<Self, Error> {
+    /// What is wrong with its keys and values is added to `problems`; only a file that is no TOML is an error.
+    pub fn read(path: &Path, problems: &mut Vec<String>) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })
+        Self::parse(&text, problems).map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    fn parse(text: &str, problems: &mut Vec<String>) -> Result<Self, toml::de::Error> {
+        Ok(Self::of_table(text.parse()?, problems))
+    }
+
+    fn of_table(table: Table, problems: &mut Vec<String>) -> Self {
+        let mut top = Section::new("", table, problems);
+        let (sources, builds, instances) = (top.table("sources"), top.table("builds"), top.table("instances"));
+        let file = Self {
+            data_dir: top.take("data_dir"),
+            listen: top.take("listen"),
+            registry_listen: top.take("registry_listen"),
+            system_domain: top.take("system_domain"),
+            debian_mirror: top.take("debian_mirror"),
+            debian_security_mirror: top.take("debian_security_mirror"),
+            build_ca_file: top.take("build_ca_file"),
+            log: top.take("log"),
+            log_format: top.take("log_format"),
+            sources: source::Limits::default(),
+            builds: Builds::default(),
+            instances: default_instances(),
+        };
+        top.finish();
+        Self {
+            sources: read_sources(Section::new("sources.", sources, problems)),
+            builds: read_builds(Section::new("builds.", builds, problems)),
+            instances: read_instances(Section::new("instances.", instances, problems)),
+            ..file
+        }
+    }
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        let limits = Limits {
+            memory_bytes: Some(4 * GIB),
+            millicpus: None,
+            pids: Some(4096),
+            // What a build may write outside of its volumes.
+            scratch_bytes: Some(GIB),
+        };
+        Self { at_once: 2, limits, deadline: Duration::from_secs(1800) }
+    }
+}
+
+fn default_instances() -> Limits {
+    // What an instance writes is gone with the instance.
+    Limits { memory_bytes: Some(GIB), millicpus: None, pids: Some(1024), scratch_bytes: Some(GIB / 2) }
+}
+
+fn read_sources(mut section: Section<'_>) -> source::Limits {
+    let default = source::Limits::default();
+    let limits = source::Limits {
+        max_archive_bytes: section.at_least("max_archive_bytes", 1).unwrap_or(default.max_archive_bytes),
+        max_unpacked_bytes: section.at_least("max_unpacked_bytes", 1).unwrap_or(default.max_unpacked_bytes),
+        max_entries: section.at_least("max_entries", 1).unwrap_or(default.max_entries),
+    };
+    section.finish();
+    limits
+}
+
+fn read_builds(mut section: Section<'_>) -> Builds {
+    let default = Builds::default();
+    let builds = Builds {
+        at_once: section.at_least("at_once", 1).unwrap_or(default.at_once),
+        deadline: section.at_least("deadline_seconds", 1).map_or(default.deadline, Duration::from_secs),
+        limits: read_limits(&mut section, default.limits),
+    };
+    section.finish();
+    builds
+}
+
+fn read_instances(mut section: Section<'_>) -> Limits {
+    let limits = read_limits(&mut section, default_instances());
+    section.finish();
+    limits
+}
+
+fn read_limits(section: &mut Section<'_>, default: Limits) -> Limits {
+    Limits {
+        memory_bytes: section.at_least("memory_bytes", LEAST_MEMORY).or(default.memory_bytes),
+        millicpus: section.at_least("millicpus", 10).or(default.millicpus),
+        pids: section.at_least("pids", 8).or(default.pids),
+        scratch_bytes: section.at_least("scratch_bytes", LEAST_SCRATCH).or(default.scratch_bytes),
+    }
+}
+
+/// One table of the file. What is left when all known keys were taken is not known.
+struct Section<'a> {
+    /// Before the names of its keys in messages: empty, or `builds.`
+    prefix: &'static str,
+    table: Table,
+    known: Vec<&'static str>,
+    problems: &'a mut Vec<String>,
+}
+
+impl<'a> Section<'a> {
+    fn new(prefix: &'static str, table: Table, problems: &'a mut Vec<String>) -> Self {
+        Self { prefix, table, known: Vec::new(), problems }
+    }
+
+    fn take<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
+        self.known.push(key);
+        let value = self.table.remove(key)?;
+        let found = value.try_into();
+        found.map_err(|error| self.wrong(key, error.message())).ok()
+    }
+
+    fn at_least<T: DeserializeOwned + PartialOrd + Display>(&mut self, key: &'static str, least: T) -> Option<T> {
+        let value = self.take::<T>(key)?;
+        if value < least {
+            self.wrong(key, &format!("{value} is too small; at least {least} is needed"));
+            return None;
+        }
+        Some(value)
+    }
+
+    fn table(&mut self, key: &'static str) -> Table {
+        self.known.push(key);
+        match self.table.remove(key) {
+            None => Table::new(),
+            Some(Value::Table(table)) => table,
+            Some(other) => {
+                self.wrong(key, &format!("expected a table, [{key}], and not a {}", other.type_str()));
+                Table::new()
+            }
+        }
+    }
+
+    fn wrong(&mut self, key: &str, what: &str) {
+        self.problems.push(format!("{}{key}: {what}", self.prefix));
+    }
+
+    fn finish(self) {
+        for key in self.table.keys() {
+            self.problems.push(format!("{}{key} is not known; there are {}", self.prefix, self.known.join(", ")));
+        }
     }
 }
 
@@ -108,24 +198,60 @@ impl ConfigFile {
 pub enum Error {
     #[error("cannot read the settings {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("the settings {} are not valid", path.display())]
+    #[error("the settings {} are not TOML", path.display())]
     Parse { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("{}", .0.join("; "))]
+    /// Each with the name of the setting.
+    #[error("{}", list(.0))]
     Invalid(Vec<String>),
     #[error("neither --data-dir nor HOME says where data is to be kept")]
     NoHome,
+}
+
+fn list(problems: &[String]) -> String {
+    match problems {
+        [problem] => format!("a setting is not valid: {problem}"),
+        problems => format!("{} settings are not valid:\n  - {}", problems.len(), problems.join("\n  - ")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> (ConfigFile, Vec<String>) {
+        let mut problems = Vec::new();
+        (ConfigFile::parse(text, &mut problems).unwrap(), problems)
+    }
+
     #[test]
-    fn unknown_keys_are_refused_and_the_rest_has_defaults() {
-        assert!(toml::from_str::<ConfigFile>("listn = '1.2.3.4:5'").is_err());
-        assert!(toml::from_str::<ConfigFile>("[builds]\nmemory = 1").is_err());
-        let file: ConfigFile = toml::from_str("system_domain = 'example.com'\n[sources]\nmax_entries = 7").unwrap();
+    fn what_the_file_does_not_say_has_defaults() {
+        let (file, problems) =
+            parse("system_domain = 'example.com'\n[sources]\nmax_entries = 7\n[builds]\ndeadline_seconds = 60");
+        assert_eq!(problems, Vec::<String>::new());
         assert_eq!((file.system_domain.as_deref(), file.sources.max_entries), (Some("example.com"), 7));
         assert_eq!(file.sources.max_archive_bytes, source::Limits::default().max_archive_bytes);
+        assert_eq!((file.builds.deadline, file.builds.at_once), (Duration::from_secs(60), 2));
+        assert_eq!(file.builds.limits.memory_bytes, Some(4 * GIB));
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_reported_at_once() {
+        let (_, problems) = parse(
+            "lisen = '127.0.0.1:80'\ndata_dir = 7\ninstances = 3\nlog_format = 'xml'\n\
+             [builds]\nmemory = 1\nat_once = 0\nmemory_bytes = -1\n",
+        );
+        let expected = [
+            ("instances:", "[instances]"),
+            ("data_dir:", "expected"),
+            ("log_format:", "xml"),
+            ("lisen is not known", "listen"),
+            ("builds.at_once:", "at least 1"),
+            ("builds.memory_bytes:", "-1"),
+            ("builds.memory is not known", "deadline_seconds"),
+        ];
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+        for (problem, (start, part)) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(start) && problem.contains(part), "{problem}: {start} … {part}");
+        }
     }
 }

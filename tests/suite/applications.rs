@@ -92,7 +92,7 @@ fn a_version_that_does_not_come_up_leaves_the_old_one_serving() {
     write(&broken, "serve.sh", "#!/bin/bash\necho 'these are my last words' >&2\nexit 3\n");
     let output = daemon.output(["push", "--name", "steady", "--path", broken.to_str().unwrap()]);
     let talk = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(6), "{talk}");
+    assert_eq!(output.status.code(), Some(7), "{talk}");
     assert!(talk.contains("these are my last words") && talk.contains("exit code 3"), "{talk}");
     assert!(page(&url).contains("Hello from the Procfile sample"));
 }

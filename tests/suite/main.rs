@@ -4,6 +4,8 @@
 mod applications;
 mod architecture;
 mod base_images;
+mod cli_reference;
+mod command_line;
 mod launcher;
 mod registry;
 mod sandbox;
