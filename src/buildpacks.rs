@@ -1,238 +1,172 @@
-//! The embedded buildpacks, written with libcnb: `python`, `nodejs`, `static`, `procfile`, `debian`.
+//! The embedded buildpacks: Python, Node.js, static sites, Procfile, and the Debian packages they run on.
 //!
-//! Their `bin/detect` and `bin/build` are links to this binary, which tells by `argv[0]` and by the id in
-//! `$CNB_BUILDPACK_DIR/buildpack.toml` which one it is. A buildpack that needs a language runtime requires Debian packages of
-//! the plan entry `debian`; the platform makes the build and the run base of them, so that in the build
-//! they are at their real paths. Layers are the same bytes wherever they are built.
+//! They are ordinary Cloud Native Buildpacks (API 0.10, written with libcnb) whose `bin/detect` and `bin/build` are
+//! links to this program: it looks at the name it was called by and at the id in `$CNB_BUILDPACK_DIR/buildpack.toml`,
+//! so that the lifecycle treats them like any other buildpack.
+//!
+//! None of them downloads a language runtime. Each *requires* Debian packages of `epiniod/debian` in its plan, and
+//! the daemon puts the build and the image on a base that has them. What they install on top is a function of the
+//! source, so that the same source gives the same image on any machine: no time stamps, no byte code that
+//! records one, no paths of temporary directories.
 
+mod command;
 mod debian;
+mod error;
+mod layer;
 mod nodejs;
-mod npm;
+mod output;
 mod procfile;
 mod python;
+mod site;
 mod static_site;
+mod switch;
+mod tree;
 
 use std::{
-    fs, io,
+    env, fs, io,
     os::unix::fs::symlink,
-    path::Path,
-    process::{Command, ExitCode},
+    path::{Path, PathBuf},
+    process::ExitCode,
 };
 
-use libcnb::{
-    Buildpack,
-    build::{BuildContext, BuildResult, BuildResultBuilder},
-    data::{
-        build_plan::{BuildPlanBuilder, Require},
-        launch::{Launch, LaunchBuilder, Process, ProcessBuilder},
-    },
-    detect::{DetectContext, DetectResult, DetectResultBuilder},
-    generic::{GenericMetadata, GenericPlatform},
-};
-use sha2::{Digest as _, Sha256};
+use libcnb::{BuildArgs, Buildpack, DetectArgs, data::buildpack::ComponentBuildpackDescriptor, read_toml_file};
 
-/// The version of all embedded buildpacks; it is in the key of everything that they cache.
-const VERSION: &str = "1.0.0";
-const IDS: [&str; 5] = ["epiniod/debian", "epiniod/nodejs", "epiniod/procfile", "epiniod/python", "epiniod/static"];
-const ORDER: &str = include_str!("../embedded/builder/order.toml");
-const DESCRIPTOR: &str = include_str!("../embedded/builder/buildpack.toml");
-/// The plan entry that stands for Debian packages.
-const DEBIAN: &str = "debian";
-/// The bash in every run base; processes that need variables expanded go through it.
-const SHELL: [&str; 2] = ["bash", "-c"];
+pub use error::Error;
 
-/// Identifies the builder: an image of another builder is not used again.
-pub fn builder_version() -> String {
-    format!("embedded {VERSION}")
+use crate::model::Digest;
+
+/// An embedded buildpack: its id and its `buildpack.toml`.
+struct Embedded {
+    id: &'static str,
+    descriptor: &'static str,
 }
 
-/// Lays the buildpacks out below `/cnb`, with links to a binary that is there when they are run.
-pub fn install(cnb: &Path, own_binary: &str) -> io::Result<()> {
-    fs::write(cnb.join("order.toml"), ORDER.replace("@VERSION@", VERSION))?;
-    for id in IDS {
-        let folder = cnb.join("buildpacks").join(id.replace('/', "_")).join(VERSION);
-        fs::create_dir_all(folder.join("bin"))?;
-        fs::write(folder.join("buildpack.toml"), DESCRIPTOR.replace("@ID@", id).replace("@VERSION@", VERSION))?;
-        for phase in ["detect", "build"] {
-            symlink(own_binary, folder.join("bin").join(phase))?;
+const ORDER: &str = include_str!("../embedded/builder/order.toml");
+const EMBEDDED: [Embedded; 5] = [
+    Embedded { id: "epiniod/debian", descriptor: include_str!("../embedded/builder/debian.toml") },
+    Embedded { id: "epiniod/python", descriptor: include_str!("../embedded/builder/python.toml") },
+    Embedded { id: "epiniod/nodejs", descriptor: include_str!("../embedded/builder/nodejs.toml") },
+    Embedded { id: "epiniod/static", descriptor: include_str!("../embedded/builder/static.toml") },
+    Embedded { id: "epiniod/procfile", descriptor: include_str!("../embedded/builder/procfile.toml") },
+];
+/// Version of all embedded buildpacks and of the recipe of their layers: has to grow with every change that
+/// gives other bytes or other processes, because cached layers are kept by it.
+const VERSION: &str = "0.1.0";
+
+/// Runs the embedded buildpack that this process was started as, if it was. To be called before any thread is started.
+pub fn run_if_buildpack() -> Option<ExitCode> {
+    let args: Vec<String> = env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let phase = match Path::new(args.first()?).file_name()?.to_str()? {
+        "detect" => Phase::Detect,
+        "build" => Phase::Build,
+        _ => return None,
+    };
+    let descriptor = PathBuf::from(env::var_os("CNB_BUILDPACK_DIR")?).join("buildpack.toml");
+    let id = toml::from_str::<toml::Table>(&fs::read_to_string(descriptor).ok()?)
+        .ok()?
+        .get("buildpack")?
+        .get("id")?
+        .as_str()?
+        .to_owned();
+    let code = match id.as_str() {
+        "epiniod/debian" => run(&debian::Debian, phase, &args),
+        "epiniod/python" => run(&python::Python, phase, &args),
+        "epiniod/nodejs" => run(&nodejs::Nodejs, phase, &args),
+        "epiniod/static" => run(&static_site::StaticSite, phase, &args),
+        "epiniod/procfile" => run(&procfile::Procfile, phase, &args),
+        _ => return None,
+    };
+    Some(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Writes `order.toml` and `buildpacks/…` below `cnb_dir`; `own_binary` is what the links of `bin/` point to.
+pub fn install(cnb_dir: &Path, own_binary: &str) -> io::Result<()> {
+    fs::create_dir_all(cnb_dir)?;
+    fs::write(cnb_dir.join("order.toml"), ORDER)?;
+    for buildpack in &EMBEDDED {
+        let directory = cnb_dir.join("buildpacks").join(buildpack.id.replace('/', "_")).join(VERSION);
+        let bin = directory.join("bin");
+        fs::create_dir_all(&bin)?;
+        fs::write(directory.join("buildpack.toml"), buildpack.descriptor)?;
+        for name in ["detect", "build"] {
+            replace_link(own_binary, &bin.join(name))?;
         }
     }
     Ok(())
 }
 
-/// Runs a buildpack, when this process was started as one.
-pub fn run_if_buildpack() -> Option<ExitCode> {
-    let program = std::env::args().next()?;
-    let name = Path::new(&program).file_name()?.to_str()?.to_owned();
-    if !matches!(name.as_str(), "detect" | "build") || std::env::var_os("CNB_BUILDPACK_DIR").is_none() {
-        return None;
+/// Names everything embedded that decides what an image of a given source looks like.
+pub fn builder_version() -> String {
+    let mut all = format!("{VERSION}\n{}\n{}\n{ORDER}", python::pins(), nodejs::pins());
+    for buildpack in &EMBEDDED {
+        all.push_str(buildpack.descriptor);
     }
-    // It ends the process itself, with the exit code of the specification.
-    libcnb::libcnb_runtime(&Embedded);
-    Some(ExitCode::FAILURE)
+    format!("{VERSION}+{}", &Digest::of(all).hex()[..12])
 }
 
-/// Any of the embedded buildpacks.
-struct Embedded;
-
-type Context = BuildContext<Embedded>;
-
-/// Why a build does not work, in words for whose application it is.
-#[derive(Debug)]
-struct Failure(String);
-
-impl Failure {
-    fn new(text: impl Into<String>) -> libcnb::Error<Self> {
-        libcnb::Error::BuildpackError(Self(text.into()))
-    }
+#[derive(Clone, Copy)]
+enum Phase {
+    Detect,
+    Build,
 }
 
-type Result<T> = libcnb::Result<T, Failure>;
-
-/// What a buildpack wants when it takes part.
-#[derive(Default)]
-struct Wants {
-    packages: Vec<Packages>,
-    provides_debian: bool,
-}
-
-/// Debian packages, and where they are needed.
-#[derive(serde::Serialize)]
-struct Packages {
-    packages: Vec<String>,
-    build: bool,
-    launch: bool,
-}
-
-impl Packages {
-    fn everywhere(names: &[&str]) -> Self {
-        Self { packages: names.iter().map(|name| (*name).to_owned()).collect(), build: true, launch: true }
-    }
-
-    fn for_build(names: &[&str]) -> Self {
-        Self { launch: false, ..Self::everywhere(names) }
-    }
-}
-
-impl Buildpack for Embedded {
-    type Platform = GenericPlatform;
-    type Metadata = GenericMetadata;
-    type Error = Failure;
-
-    fn detect(&self, context: DetectContext<Self>) -> Result<DetectResult> {
-        let app = &context.app_dir;
-        let wants = match context.buildpack_descriptor.buildpack.id.as_str() {
-            "epiniod/debian" => debian::detect(app)?,
-            "epiniod/python" => python::detect(app),
-            "epiniod/nodejs" => nodejs::detect(app)?,
-            "epiniod/static" => static_site::detect(app),
-            _ => procfile::detect(app)?,
-        };
-        let Some(wants) = wants else { return DetectResultBuilder::fail().build() };
-        let mut plan = BuildPlanBuilder::new();
-        if wants.provides_debian {
-            plan = plan.provides(DEBIAN);
+/// libcnb's own entry point calls `exit`; this one lets `main` return.
+fn run<B: Buildpack<Error = Error>>(buildpack: &B, phase: Phase, args: &[String]) -> i32 {
+    let descriptor = || -> libcnb::Result<ComponentBuildpackDescriptor<B::Metadata>, Error> {
+        let directory = env::var("CNB_BUILDPACK_DIR").map_err(libcnb::Error::CannotDetermineBuildpackDirectory)?;
+        read_toml_file(Path::new(&directory).join("buildpack.toml"))
+            .map_err(libcnb::Error::CannotReadBuildpackDescriptor)
+    };
+    let result = descriptor().and_then(|descriptor| match phase {
+        Phase::Detect => {
+            let args = DetectArgs::parse(args).map_err(|_| Error::Arguments("detect <platform> <plan>"))?;
+            libcnb::libcnb_runtime_detect(buildpack, descriptor, args)
         }
-        for packages in wants.packages {
-            let mut require = Require::new(DEBIAN);
-            require.metadata(packages).map_err(|error| Failure::new(error.to_string()))?;
-            plan = plan.requires(require);
+        Phase::Build => {
+            let args = BuildArgs::parse(args).map_err(|_| Error::Arguments("build <layers> <platform> <plan>"))?;
+            libcnb::libcnb_runtime_build(buildpack, descriptor, args)
         }
-        DetectResultBuilder::pass().build_plan(plan.build()).build()
-    }
+    });
+    result.unwrap_or_else(|error| {
+        output::error(&error);
+        1
+    })
+}
 
-    fn build(&self, context: Context) -> Result<BuildResult> {
-        let launch = match context.buildpack_descriptor.buildpack.id.as_str() {
-            "epiniod/debian" => debian::build(&context),
-            "epiniod/python" => python::build(&context)?,
-            "epiniod/nodejs" => nodejs::build(&context)?,
-            "epiniod/static" => static_site::build(&context)?,
-            _ => procfile::build(&context)?,
-        };
-        BuildResultBuilder::new().launch(launch).build()
+fn replace_link(target: &str, link: &Path) -> io::Result<()> {
+    match fs::remove_file(link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => symlink(target, link),
     }
+}
 
-    fn on_error(&self, error: libcnb::Error<Failure>) {
-        match error {
-            libcnb::Error::BuildpackError(Failure(text)) => eprintln!("ERROR: {text}"),
-            other => eprintln!("ERROR: {other}"),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_and_the_descriptors_name_the_same_buildpacks() {
+        let order: toml::Table = toml::from_str(ORDER).unwrap();
+        for group in order["order"].as_array().unwrap() {
+            for element in group["group"].as_array().unwrap() {
+                assert_eq!(element["version"].as_str(), Some(VERSION));
+                assert!(EMBEDDED.iter().any(|one| Some(one.id) == element["id"].as_str()), "{element}");
+            }
+        }
+        for buildpack in &EMBEDDED {
+            let descriptor: toml::Table = toml::from_str(buildpack.descriptor).unwrap();
+            assert_eq!(descriptor["api"].as_str(), Some("0.10"));
+            assert_eq!(descriptor["buildpack"]["id"].as_str(), Some(buildpack.id));
+            assert_eq!(descriptor["buildpack"]["version"].as_str(), Some(VERSION));
         }
     }
-}
 
-/// One process, which is the default.
-fn web(command: &str) -> Launch {
-    LaunchBuilder::new().process(shell_process("web", command, true)).build()
-}
-
-fn shell_process(kind: &str, command: &str, default: bool) -> Process {
-    let kind = kind.parse().unwrap_or(libcnb::data::process_type!("web"));
-    ProcessBuilder::new(kind, SHELL).args([command]).default(default).build()
-}
-
-/// The same for the same parts.
-fn key(parts: &[&[u8]]) -> String {
-    let mut sum = Sha256::new();
-    for part in parts.iter().chain(&[VERSION.as_bytes()]) {
-        sum.update((part.len() as u64).to_le_bytes());
-        sum.update(part);
+    #[test]
+    fn installing_twice_is_harmless() {
+        let cnb = tempfile::tempdir().unwrap();
+        install(cnb.path(), "/a").unwrap();
+        install(cnb.path(), "/b").unwrap();
+        let link = cnb.path().join("buildpacks/epiniod_python/0.1.0/bin/build");
+        assert_eq!(fs::read_link(link).unwrap(), Path::new("/b"));
     }
-    sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Runs a program with its output in the log.
-fn run(command: &mut Command, why: &str) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::new(format!("{name} ended with {status}. {why}"))),
-        Err(error) => Err(Failure::new(format!("{name} cannot be started: {error}"))),
-    }
-}
-
-/// What a program prints.
-fn output_of(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .map_err(|error| Failure::new(format!("{:?} cannot be started: {error}", command.get_program())))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// A file of the application; none when it is not there.
-fn read(app: &Path, name: &str) -> Option<String> {
-    fs::read(app.join(name)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// A decision, with its reason, in the log.
-fn say(text: &str) {
-    println!("     {text}");
-}
-
-/// A cached layer with a key: kept as long as the key is the same. True when it has to be filled.
-fn keyed_layer(
-    context: &Context,
-    name: libcnb::data::layer::LayerName,
-    key: &str,
-    build: bool,
-    launch: bool,
-) -> Result<(libcnb::layer::LayerRef<Embedded, (), ()>, bool)> {
-    use libcnb::layer::{CachedLayerDefinition, InvalidMetadataAction, LayerState, RestoredLayerAction};
-    let layer = context.cached_layer(
-        name,
-        CachedLayerDefinition {
-            build,
-            launch,
-            invalid_metadata_action: &|_| InvalidMetadataAction::<LayerKey>::DeleteLayer,
-            restored_layer_action: &|known: &LayerKey, _| {
-                if known.key == key { RestoredLayerAction::KeepLayer } else { RestoredLayerAction::DeleteLayer }
-            },
-        },
-    )?;
-    let fill = matches!(layer.state, LayerState::Empty { .. });
-    Ok((layer, fill))
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-struct LayerKey {
-    key: String,
 }

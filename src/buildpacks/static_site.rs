@@ -1,38 +1,50 @@
-//! `epiniod/static`: files, served by Debian's nginx.
-
-use std::{fs, path::Path};
+//! `epiniod/static`: a source with an `index.html` in its root, in `public/` or in `dist/` is served as it is.
 
 use libcnb::{
-    data::{launch::Launch, layer_name},
-    layer::UncachedLayerDefinition,
+    Buildpack,
+    build::{BuildContext, BuildResult, BuildResultBuilder},
+    data::{build_plan::BuildPlanBuilder, launch::LaunchBuilder},
+    detect::{DetectContext, DetectResult, DetectResultBuilder},
+    generic::{GenericMetadata, GenericPlatform},
 };
 
-use super::{Context, Failure, Packages, Result, Wants, say, web};
+use super::{
+    Error,
+    debian::Packages,
+    output, procfile,
+    site::{self, Fallback, Site},
+    switch,
+};
 
-/// Where a site may be, in order.
-const ROOTS: [&str; 3] = ["public", "dist", "."];
-const CONFIG: &str = include_str!("../../embedded/builder/nginx.conf");
+pub(super) struct StaticSite;
 
-pub(super) fn detect(app: &Path) -> Option<Wants> {
-    root(app)?;
-    Some(Wants { packages: vec![Packages { build: false, ..Packages::everywhere(&["nginx"]) }], ..Wants::default() })
-}
+impl Buildpack for StaticSite {
+    type Platform = GenericPlatform;
+    type Metadata = GenericMetadata;
+    type Error = Error;
 
-pub(super) fn build(context: &Context) -> Result<Launch> {
-    let root = root(&context.app_dir)
-        .ok_or_else(|| Failure::new("there is no index.html in public/, dist/ or the folder itself"))?;
-    let shown = if root == "." { "the folder itself" } else { root };
-    say(&format!("serving {shown} with nginx, because it has an index.html"));
-    let layer = context.uncached_layer(layer_name!("nginx"), UncachedLayerDefinition { build: false, launch: true })?;
-    let folder = if root == "." { "/workspace".to_owned() } else { format!("/workspace/{root}") };
-    let template = layer.path().join("nginx.conf");
-    fs::write(&template, CONFIG.replace("@ROOT@", &folder)).map_err(|error| Failure::new(error.to_string()))?;
-    let template = template.display();
-    Ok(web(&format!(
-        "sed \"s/@PORT@/${{PORT:-8080}}/\" {template} > /tmp/nginx.conf && mkdir -p /tmp/nginx && exec /usr/sbin/nginx -p /tmp/nginx -e stderr -c /tmp/nginx.conf"
-    )))
-}
+    fn detect(&self, context: DetectContext<Self>) -> libcnb::Result<DetectResult, Error> {
+        // A Procfile says itself what answers; then nothing but its own packages are needed.
+        let own_server = procfile::read(&context.app_dir)?.iter().any(|line| line.name == procfile::WEB);
+        if own_server || site::find(&context.app_dir).is_none() {
+            return DetectResultBuilder::fail().build();
+        }
+        let plan = BuildPlanBuilder::new().requires(Packages::launch_only([site::NGINX]).require()).build();
+        DetectResultBuilder::pass().build_plan(plan).build()
+    }
 
-fn root(app: &Path) -> Option<&'static str> {
-    ROOTS.into_iter().find(|root| app.join(root).join("index.html").is_file())
+    fn build(&self, context: BuildContext<Self>) -> libcnb::Result<BuildResult, Error> {
+        let directory = site::find(&context.app_dir)
+            .ok_or_else(|| Error::Refused("index.html is gone since detect; push again".to_owned()))?;
+        output::decided(format!(
+            "static site: {}index.html is there",
+            if directory.is_empty() { String::new() } else { format!("{directory}/") }
+        ));
+        let fallback = match switch::read(&context.platform, site::SPA_VARIABLE) {
+            Some(true) => Fallback::Index,
+            _ => Fallback::NotFound,
+        };
+        let process = site::serve(&context, &Site { directory, fallback })?;
+        BuildResultBuilder::new().launch(LaunchBuilder::new().process(process).build()).build()
+    }
 }

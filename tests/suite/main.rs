@@ -4,6 +4,7 @@
 mod applications;
 mod architecture;
 mod base_images;
+mod buildpacks;
 mod cli_reference;
 mod command_line;
 mod launcher;
