@@ -2,11 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command, time::Duration};
 
-use crate::support::{Daemon, copy, get, request, wait_until, write};
-
-fn sample(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/apps").join(name)
-}
+use crate::support::{Daemon, copy, get, request, sample, wait_until, write};
 
 /// The body of a page that has to be there.
 fn page(url: &str) -> String {

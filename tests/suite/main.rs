@@ -5,8 +5,10 @@ mod applications;
 mod architecture;
 mod base_images;
 mod buildpacks;
+mod built_images;
 mod cli_reference;
 mod command_line;
+
 mod launcher;
 mod registry;
 mod sandbox;

@@ -2,14 +2,14 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 mod daemon;
 mod http;
 
-pub use daemon::{Daemon, write};
+pub use daemon::{Daemon, Packages, RunBy, write};
 pub use http::{get, request};
 
 /// Waits for something that has to become true.
@@ -19,6 +19,11 @@ pub fn wait_until(what: &str, within: Duration, mut is_true: impl FnMut() -> boo
         assert!(Instant::now() < deadline, "waited {within:?} until {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// A sample application.
+pub fn sample(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/apps").join(name)
 }
 
 /// Copies a folder of a sample.

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write as _,
     net::TcpListener,
+    os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -13,9 +14,31 @@ use tempfile::TempDir;
 
 /// What a failed wait says it waited for.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// A user who is nobody on this machine.
+const NOBODY: u32 = 12_345;
+
+/// Whose packages a daemon uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Packages {
+    /// Those that all tests have downloaded.
+    Shared,
+    /// None: everything is downloaded.
+    Own,
+}
+
+/// Who runs a daemon.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum RunBy {
+    /// Who runs the tests.
+    Caller,
+    /// A user without rights, where root runs the tests.
+    Nobody,
+}
 
 pub struct Daemon {
     dir: TempDir,
+    program: PathBuf,
+    run_by: RunBy,
     pub port: u16,
     pub registry_port: u16,
     pub password: String,
@@ -31,14 +54,18 @@ impl Daemon {
         static WARM: std::sync::Once = std::sync::Once::new();
         WARM.call_once(|| {
             let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps/procfile");
-            Self::start_cold().push("warm", &sample);
+            Self::start_with(Packages::Shared, RunBy::Caller).push("warm", &sample);
         });
-        Self::start_cold()
+        Self::start_with(Packages::Shared, RunBy::Caller)
     }
 
-    fn start_cold() -> Self {
+    /// A daemon with an empty data directory, and perhaps no packages or no rights.
+    pub fn start_with(packages: Packages, run_by: RunBy) -> Self {
         let dir = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in(scratch()).expect("a temporary folder");
+        let run_by = if nix::unistd::Uid::effective().is_root() { run_by } else { RunBy::Caller };
         let mut daemon = Self {
+            program: program(&dir, run_by),
+            run_by,
             port: free_port(),
             registry_port: free_port(),
             password: "the-password-of-tests".to_owned(),
@@ -46,7 +73,9 @@ impl Daemon {
             reaper: None,
             dir,
         };
-        daemon.share_package_cache();
+        if packages == Packages::Shared {
+            daemon.share_package_cache();
+        }
         daemon.reaper = Some(daemon.start_reaper());
         daemon.resume();
         daemon
@@ -85,7 +114,10 @@ impl Daemon {
 
     /// The command line, told where this daemon is.
     pub fn command<const N: usize>(&self, args: [&str; N]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_epiniod"));
+        let mut command = Command::new(&self.program);
+        if self.run_by == RunBy::Nobody {
+            command.uid(NOBODY).gid(NOBODY).env("HOME", self.dir.path());
+        }
         command
             .args(args)
             .env("EPINIOD_DATA_DIR", self.data_dir())
@@ -166,7 +198,7 @@ impl Daemon {
             rm -rf "$1""#;
         let mut command = self.command([]);
         let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", script, env!("CARGO_BIN_EXE_epiniod")]).arg(self.dir.path());
+        shell.args(["-c", script]).arg(&self.program).arg(self.dir.path());
         for (name, value) in command.env("unused", "").get_envs() {
             shell.env(name, value.unwrap_or_default());
         }
@@ -185,6 +217,18 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
     }
+}
+
+/// The program, where who runs it may read it; the folder is theirs.
+fn program(dir: &TempDir, run_by: RunBy) -> PathBuf {
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_epiniod"));
+    if run_by == RunBy::Caller {
+        return built;
+    }
+    let program = dir.path().join("epiniod");
+    fs::hard_link(&built, &program).or_else(|_| fs::copy(&built, &program).map(drop)).expect("a copy");
+    chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("root may give folders away");
+    program
 }
 
 /// Where tests keep their files: a real disk, as overlay needs one.
