@@ -36,6 +36,7 @@ use axum::{
 use crate::{apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources, staging::Stagings};
 
 pub use error::ApiError;
+pub use push::resume_pushes;
 
 /// The version of the API that this one is compatible with.
 const EPINIO_VERSION: &str = "v1.14.0";

@@ -26,7 +26,7 @@ pub use namespace::NamespaceRecord;
 pub use routes::{Backend, InFlight, Lookup, RouteTable, Target};
 
 use crate::{
-    model::{App, AppName, Namespace, Release, ReleaseId, Route},
+    model::{App, AppName, Namespace, Release, ReleaseId, Route, StageId},
     runtime::{Instance, Limits, LogLine, LogQuery, SharedRuntime},
     store::{self, Key, Objects},
 };
@@ -134,6 +134,14 @@ impl Apps {
             None => Vec::new(),
         };
         Ok(AppStatus { release, instances, failure: app.failure.clone() })
+    }
+
+    /// Is there a release of this staging, in whatever state?
+    pub async fn was_deployed(&self, namespace: &Namespace, name: &AppName, staging: &StageId) -> Result<bool, Error> {
+        let releases = self.objects.list::<Release>(Some(namespace.as_str())).await?;
+        Ok(releases
+            .iter()
+            .any(|stored| stored.value.id.app == *name && stored.value.stage_id.as_ref() == Some(staging)))
     }
 
     pub async fn logs(

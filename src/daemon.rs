@@ -100,6 +100,8 @@ pub enum Error {
     Base(#[from] crate::base::Error),
     #[error("applications cannot be taken up")]
     Apps(#[from] crate::apps::Error),
+    #[error("pushes cannot be taken up: {0}")]
+    Pushes(String),
     #[error("stagings cannot be taken up")]
     Staging(#[from] crate::staging::Error),
 }

@@ -18,7 +18,7 @@ pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
 pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, UserName};
 pub use release::{Release, ReleaseId, ReleaseState};
 pub use route::{InvalidRoute, Route};
-pub use staging::{Basis, Phase, Staging, StagingState};
+pub use staging::{AfterStaging, Basis, Phase, Staging, StagingState};
 pub use time::Timestamp;
 
 /// Environment of an application, as the user set it.

@@ -24,7 +24,7 @@ use crate::{
     auth::Auth,
     base::Bases,
     blob::SharedBlobs,
-    model::{App, AppName, Namespace, StageId, Staging, StagingState, Timestamp},
+    model::{AfterStaging, App, AppName, Namespace, StageId, Staging, StagingState, Timestamp},
     oci::registry::Registry,
     runtime::{Limits, LogLine, SharedRuntime},
     source::Source,
@@ -41,6 +41,8 @@ pub struct Stagings {
     /// How many may run at once.
     places: Arc<Semaphore>,
     running: Mutex<HashMap<StageId, Running>>,
+    /// One staging starts at a time: which one is newer has to be the same for everybody.
+    starting: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
@@ -83,12 +85,20 @@ struct Running {
 impl Stagings {
     pub fn new(rooms: Rooms, settings: Settings) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(settings.at_once));
-        Arc::new(Self { rooms, settings, places, running: Mutex::default(), tasks: TaskTracker::new() })
+        Arc::new(Self {
+            rooms,
+            settings,
+            places,
+            running: Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
+        })
     }
 
     /// Queues a staging of an uploaded source and returns at once. A staging of the same
     /// application that is not finished is superseded.
-    pub async fn start(self: &Arc<Self>, app: &App, blob_uid: &str) -> Result<Staging, Error> {
+    pub async fn start(self: &Arc<Self>, app: &App, blob_uid: &str, then: AfterStaging) -> Result<Staging, Error> {
+        let _turn = self.starting.lock().await;
         let no_source = || Error::NoSuchSource(blob_uid.to_owned());
         let source = self.rooms.objects.get::<Source>(&Source::key_of(&app.namespace, blob_uid)).await?;
         let source = source.filter(|source| source.value.app == app.name).ok_or_else(no_source)?.value;
@@ -105,6 +115,7 @@ impl Stagings {
             timings: Vec::new(),
             basis: None,
             log: Vec::new(),
+            then,
         };
         self.rooms.objects.create(&staging).await?;
         let (id, uid) = (staging.id.clone(), blob_uid.to_owned());
@@ -157,11 +168,38 @@ impl Stagings {
             self.rooms.runtime.discard(&job).await?;
         }
         for stored in self.rooms.objects.list::<Staging>(None).await? {
-            if !stored.value.state.is_final() {
-                self.spawn(stored.value);
+            let staging = stored.value;
+            if staging.state.is_final() {
+                continue;
+            }
+            let app = self.rooms.objects.get::<App>(&Key::app(&staging.namespace, &staging.app)).await?;
+            if app.is_some_and(|app| app.value.stage_id.as_ref() == Some(&staging.id)) {
+                self.spawn(staging);
+            } else {
+                let cause = "a newer push took its place, or it was never acknowledged".to_owned();
+                self.modify(&staging, |staging| staging.state = StagingState::Failed { cause: cause.clone() }).await?;
             }
         }
         Ok(())
+    }
+
+    /// The stagings whose images are still to be deployed.
+    pub async fn to_be_deployed(&self) -> Result<Vec<Staging>, Error> {
+        let all = self.rooms.objects.list::<Staging>(None).await?.into_iter().map(|stored| stored.value);
+        Ok(all.filter(|staging| staging.then != AfterStaging::Nothing).collect())
+    }
+
+    /// The image was deployed, or cannot be: nobody has to try again.
+    pub async fn settle(&self, staging: &Staging) -> Result<(), Error> {
+        self.modify(staging, |staging| staging.then = AfterStaging::Nothing).await
+    }
+
+    async fn modify(&self, staging: &Staging, change: impl FnMut(&mut Staging) + Send) -> Result<(), Error> {
+        match self.rooms.objects.modify(&Key::staging(&staging.namespace, &staging.id), change).await {
+            // Who deleted it wants nothing of it.
+            Ok(_) | Err(store::Error::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Ends what runs and waits for it. It starts over when the daemon does.

@@ -15,12 +15,13 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{ApiError, ApiState, applications::find, credential::Caller, models};
 use crate::{
     apps::{self, AppChange, Deployment, NewApp, Restart},
-    model::{App, AppName, Environment, Namespace, Origin, Phase, Staging, StagingState},
+    model::{AfterStaging, App, AppName, Environment, ImageName, Namespace, Origin, Phase, Staging, StagingState},
+    telemetry,
 };
 
 /// How many lines of a log may wait for a slow client.
@@ -57,8 +58,8 @@ struct Wishes {
 }
 
 /// Stores, stages, deploys; the answer is the log as text, and ends with the URL. A failure is its last line, and
-/// its body ends without an end, so that clients know: curl exits with 18. A client that goes away after the upload does not
-/// stop what has begun.
+/// its body ends without an end, so that clients know: curl exits with 18. A client that goes away, or is slow to read, after
+/// the upload does not hold up what has begun.
 pub(super) async fn push(
     State(state): State<ApiState>,
     Path(path): Path<(String, String)>,
@@ -68,9 +69,10 @@ pub(super) async fn push(
 ) -> Response {
     let (namespace, name) = path;
     match begin(&state, &namespace, &name, query.as_deref(), caller, request.into_body()).await {
-        Ok((app, staging, upload, origin)) => {
+        Ok((staging, upload)) => {
             let (sink, lines) = mpsc::channel::<Result<Bytes, io::Error>>(QUEUE);
-            tokio::spawn(async move { go_on(&state, app, staging, upload, origin, &sink).await });
+            let ended = tokio::spawn(carry_out(state.clone(), staging.clone()));
+            tokio::spawn(async move { tell(&state, &staging, upload, ended, &sink).await });
             let body =
                 futures::stream::unfold(lines, |mut lines| async move { lines.recv().await.map(|line| (line, lines)) });
             ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(body)).into_response()
@@ -87,6 +89,28 @@ pub(super) async fn push(
     }
 }
 
+/// Goes on with the pushes that a daemon before did not finish.
+pub async fn resume_pushes(state: &ApiState) -> Result<(), ApiError> {
+    for staging in state.stagings.to_be_deployed().await? {
+        if state.apps.was_deployed(&staging.namespace, &staging.app, &staging.id).await? {
+            // The release is there, and goes on by itself.
+            state.stagings.settle(&staging).await?;
+            continue;
+        }
+        let state = state.clone();
+        tokio::spawn(async move {
+            let id = staging.id.clone();
+            match carry_out(state, staging).await {
+                Ok(_) => tracing::info!(staging = %id, "a push that was interrupted is deployed"),
+                Err(failure) => {
+                    tracing::warn!(staging = %id, cause = failure.cause, "a push that was interrupted failed")
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
 /// What can still be refused with a status: names, wishes, the archive.
 async fn begin(
     state: &ApiState,
@@ -95,39 +119,111 @@ async fn begin(
     query: Option<&str>,
     caller: Caller,
     body: Body,
-) -> Result<(App, Staging, u64, Option<Origin>), ApiError> {
+) -> Result<(Staging, u64), ApiError> {
     let namespace: Namespace = namespace.parse()?;
     let name: AppName = name.parse()?;
-    let Wishes { change, origin } = wishes(query.unwrap_or_default())?;
+    let wishes = wishes(query.unwrap_or_default())?;
     state.apps.namespace(&namespace).await?;
     let started = Instant::now();
     let body = body.into_data_stream().map_err(io::Error::other);
     let source = state.sources.receive(&namespace, &name, body).await?;
     let upload = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let app = match state.apps.get(&namespace, &name).await {
-        Ok(_) => state.apps.update(&namespace, &name, change).await?,
-        Err(apps::Error::NoSuchApp { .. }) => {
-            let new = NewApp { namespace, name, username: caller.0.to_string(), config: change };
-            state.apps.create(new).await?
+    // A task of its own: what has arrived is staged, also when the client goes away just now.
+    let (state, new) =
+        (state.clone(), NewApp { namespace, name, username: caller.0.to_string(), config: wishes.change });
+    let staging = tokio::spawn(async move {
+        let app = prepared(&state, new).await?;
+        let then = AfterStaging::Deploy { origin: wishes.origin };
+        Ok::<_, ApiError>(state.stagings.start(&app, &source.uid, then).await?)
+    });
+    Ok((staging.await.map_err(|error| ApiError::internal(&error))??, upload))
+}
+
+/// The application as the push wants it, made where there is none.
+async fn prepared(state: &ApiState, new: NewApp) -> Result<App, ApiError> {
+    Ok(match state.apps.get(&new.namespace, &new.name).await {
+        Ok(_) => state.apps.update(&new.namespace, &new.name, new.config).await?,
+        Err(apps::Error::NoSuchApp { .. }) => state.apps.create(new).await?,
+        Err(error) => return Err(error.into()),
+    })
+}
+
+/// How a push ended well.
+struct Pushed {
+    timings: Vec<(Phase, u64)>,
+    url: String,
+}
+
+/// Why a push failed.
+struct Failure {
+    /// What the application said last.
+    last_words: Vec<String>,
+    cause: String,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { last_words: Vec::new(), cause: telemetry::chain(&error) }
+    }
+}
+
+/// Waits for a staging and deploys its image, whoever listens.
+async fn carry_out(state: ApiState, staging: Staging) -> Result<Pushed, Failure> {
+    let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
+    let staging = state.stagings.wait(&staging.namespace, &staging.id).await?;
+    if !staging.state.is_final() {
+        return Err(failed("the daemon was stopped; it goes on when it is started again"));
+    }
+    let result = match (&staging.state, &staging.image) {
+        (StagingState::Failed { cause }, _) => Err(failed(cause)),
+        (_, None) => Err(failed("the staging left no image; push again")),
+        (_, Some(image)) => deploy(&state, &staging, image.clone()).await,
+    };
+    state.stagings.settle(&staging).await?;
+    result
+}
+
+async fn deploy(state: &ApiState, staging: &Staging, image: ImageName) -> Result<Pushed, Failure> {
+    let AfterStaging::Deploy { origin } = staging.then.clone() else {
+        return Err(Failure { last_words: Vec::new(), cause: "somebody else deploys this staging".to_owned() });
+    };
+    let started = Instant::now();
+    let deployment = Deployment { image, stage_id: Some(staging.id.clone()), origin };
+    let deployed = match state.apps.deploy(&staging.namespace, &staging.app, deployment).await {
+        Ok(deployed) => deployed,
+        Err(apps::Error::NotHealthy { cause, last_words, .. }) => {
+            let cause = format!("the new version did not come up: {cause}; what ran before still does");
+            return Err(Failure { last_words, cause });
         }
         Err(error) => return Err(error.into()),
     };
-    let staging = state.stagings.start(&app, &source.uid).await?;
-    Ok((app, staging, upload, origin))
+    let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let timings = staging.timings.iter().copied().chain([(Phase::Deploy, took)]).collect();
+    let no_route = || Failure { last_words: Vec::new(), cause: "the application has no route".to_owned() };
+    Ok(Pushed { timings, url: state.urls.of(deployed.routes.first().ok_or_else(no_route)?) })
 }
 
-/// Follows the staging, deploys, and says how it ended.
-async fn go_on(
+/// Everything about a push, at the pace of the client.
+async fn tell(
     state: &ApiState,
-    app: App,
-    staging: Staging,
+    staging: &Staging,
     upload: u64,
-    origin: Option<Origin>,
+    ended: JoinHandle<Result<Pushed, Failure>>,
     sink: &mpsc::Sender<Result<Bytes, io::Error>>,
 ) {
-    match staged_and_deployed(state, &app, &staging, upload, origin, sink).await {
-        Ok(url) => say(sink, &url).await,
-        Err(cause) => {
+    let result = match tell_staging(state, staging, sink).await {
+        Ok(()) => ended.await.map_err(Failure::from).and_then(|result| result),
+        Err(failure) => Err(failure),
+    };
+    match result {
+        Ok(pushed) => {
+            say(sink, &summary(&[&[(Phase::Upload, upload)], pushed.timings.as_slice()].concat())).await;
+            say(sink, &pushed.url).await;
+        }
+        Err(Failure { last_words, cause }) => {
+            for line in last_words {
+                say(sink, &format!("| {line}")).await;
+            }
             say(sink, &format!("error: {cause}")).await;
             // The server writes what it has when it waits for more: the cause must be out before the end.
             tokio::time::sleep(FLUSH).await;
@@ -137,46 +233,21 @@ async fn go_on(
     }
 }
 
-async fn staged_and_deployed(
+async fn tell_staging(
     state: &ApiState,
-    app: &App,
     staging: &Staging,
-    upload: u64,
-    origin: Option<Origin>,
     sink: &mpsc::Sender<Result<Bytes, io::Error>>,
-) -> Result<String, String> {
+) -> Result<(), Failure> {
     let (namespace, id) = (&staging.namespace, &staging.id);
-    say(sink, &format!("staging {id} of application {} in namespace {namespace}", app.name)).await;
-    let mut log = state.stagings.log(namespace, id, true).await.map_err(|error| error.to_string())?;
+    say(sink, &format!("staging {id} of application {} in namespace {namespace}", staging.app)).await;
+    let mut log = state.stagings.log(namespace, id, true).await?;
     while let Some(line) = log.next().await {
         say(sink, &line.text).await;
     }
-    let staging = state.stagings.wait(namespace, id).await.map_err(|error| error.to_string())?;
-    let image = match (staging.state, staging.image) {
-        (StagingState::Done, Some(image)) => image,
-        (StagingState::Failed { cause }, _) => return Err(cause),
-        _ => return Err("the staging was interrupted; push again".to_owned()),
-    };
-    say(sink, "===> DEPLOYING").await;
-    let started = Instant::now();
-    let deployment = Deployment { image, stage_id: Some(id.clone()), origin };
-    let deployed = match state.apps.deploy(namespace, &app.name, deployment).await {
-        Ok(deployed) => deployed,
-        Err(apps::Error::NotHealthy { cause, last_words, .. }) => {
-            for line in last_words {
-                say(sink, &format!("| {line}")).await;
-            }
-            return Err(format!("the new version did not come up: {cause}; what ran before still does"));
-        }
-        Err(error) => return Err(error.to_string()),
-    };
-    let deploy = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let mut timings = vec![(Phase::Upload, upload)];
-    timings.extend(staging.timings);
-    timings.push((Phase::Deploy, deploy));
-    say(sink, &summary(&timings)).await;
-    let route = deployed.routes.first().ok_or("the application has no route")?;
-    Ok(state.urls.of(route))
+    if state.stagings.wait(namespace, id).await?.state == StagingState::Done {
+        say(sink, "===> DEPLOYING").await;
+    }
+    Ok(())
 }
 
 fn summary(timings: &[(Phase, u64)]) -> String {

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     apps::Deployment,
-    model::{ImageName, Namespace, REGISTRY_NAME, Route, StageId, Staging, StagingState},
+    model::{AfterStaging, ImageName, Namespace, REGISTRY_NAME, Route, StageId, Staging, StagingState},
 };
 
 /// How often a websocket that waits says so.
@@ -37,7 +37,7 @@ pub(super) async fn stage(
     same(&request.app, &path)?;
     let nothing = || ApiError::bad_request("request didn't provide a blobUID and a previous one doesn't exist");
     let blob = request.blobuid.filter(|uid| !uid.is_empty()).or_else(|| app.blob_uid.clone()).ok_or_else(nothing)?;
-    let staging = state.stagings.start(&app, &blob).await?;
+    let staging = state.stagings.start(&app, &blob, AfterStaging::Nothing).await?;
     let repository = ImageName::app_repository(&app.namespace, &app.name);
     let image = format!("{REGISTRY_NAME}/{repository}:{}", staging.id);
     Ok(Json(json!({ "stage": { "id": staging.id }, "image": image })))

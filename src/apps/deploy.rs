@@ -12,6 +12,7 @@ use crate::{
     },
     runtime::{Ended, InstanceState, Workload},
     store::{self, Key},
+    telemetry::chain,
 };
 
 /// Releases that are kept for each application.
@@ -269,18 +270,6 @@ async fn drained(backends: Vec<Arc<Backend>>, within: Duration) {
 
 fn key(app: &App) -> Key {
     Key::app(&app.namespace, &app.name)
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 pub(super) fn describe(ended: Ended) -> String {

@@ -8,15 +8,12 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Apps, Backend, Error, Target,
-    deploy::{chain, describe},
-    release_id,
-};
+use super::{Apps, Backend, Error, Target, deploy::describe, release_id};
 use crate::{
     model::{App, Release, ReleaseId, ReleaseState, Route},
     runtime::{Instance, InstanceState},
     store::Key,
+    telemetry::chain,
 };
 
 /// How often everything is looked at without a reason.

@@ -18,7 +18,7 @@ use super::{
 
 #[derive(Debug, Args)]
 pub struct Login {
-    /// Address of the API, such as http://epinio.localhost:8080 [default: that of the settings file, else the daemon
+    /// Address of the API, such as `http://epinio.localhost:8080` [default: that of the settings file, else the daemon
     /// of this machine]
     url: Option<String>,
     /// User; asked for when not given

@@ -30,6 +30,7 @@ pub(super) struct House {
     pub edge: Arc<Edge>,
     registry: Registry,
     auth: Arc<Auth>,
+    api: api::ApiState,
     garbage: Arc<Garbage>,
 }
 
@@ -93,10 +94,10 @@ impl House {
             runtime: Arc::clone(&runtime),
             urls: Urls { scheme: "http", port: api.port() },
         };
-        let router = api::router(state, control_routes(control));
+        let router = api::router(state.clone(), control_routes(control));
         let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone()));
         let garbage = Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, sources });
-        Ok(Self { apps, stagings, edge, registry, auth, garbage })
+        Ok(Self { apps, stagings, edge, registry, auth, api: state, garbage })
     }
 
     /// Takes up what a daemon before left, and makes what has to be there.
@@ -106,7 +107,8 @@ impl House {
             Err(error) => return Err(error.into()),
         }
         self.apps.recover().await?;
-        Ok(self.stagings.recover().await?)
+        self.stagings.recover().await?;
+        api::resume_pushes(&self.api).await.map_err(|error| Error::Pushes(error.title))
     }
 
     pub fn registry_router(&self) -> Router {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppName, Digest, Environment, ImageName, Namespace, StageId, Timestamp};
+use super::{AppName, Digest, Environment, ImageName, Namespace, Origin, StageId, Timestamp};
 
 /// One attempt to make an image of a source. Never reused: a new attempt is a new staging.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,19 @@ pub struct Staging {
     pub basis: Option<Basis>,
     /// Chunks of the log, in order; each holds JSON lines.
     pub log: Vec<Digest>,
+    #[serde(default)]
+    pub then: AfterStaging,
+}
+
+/// What becomes of the image of a staging by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "then", rename_all = "lowercase")]
+pub enum AfterStaging {
+    /// Somebody else deploys it, or has.
+    #[default]
+    Nothing,
+    /// The staging is part of a push: whatever becomes of who pushed, or of the daemon, the image is deployed.
+    Deploy { origin: Option<Origin> },
 }
 
 /// A later staging whose source, environment and basis are the same may take over the image.

@@ -64,14 +64,15 @@ impl StagingLog {
         });
     }
 
-    /// Takes lines until all senders are gone, and saves them as they come.
+    /// Takes lines until all senders are gone, and saves them as they come: all of them when it ends, so that what
+    /// follows is never there without them.
     pub async fn pump(&self, mut lines: mpsc::Receiver<LogLine>) {
         let mut save_at = tokio::time::Instant::now() + SAVE_INTERVAL;
         loop {
             tokio::select! {
                 line = lines.recv() => match line {
                     Some(line) => self.push(line),
-                    None => return,
+                    None => return self.save().await,
                 },
                 () = tokio::time::sleep_until(save_at) => {
                     self.save().await;

@@ -19,6 +19,7 @@ use crate::{
     oci::registry::Action,
     runtime::{Ended, Job, LogLine, Step, StepOutcome},
     store::Key,
+    telemetry,
 };
 
 /// How long the token of a staging is good: longer than any staging takes.
@@ -43,13 +44,7 @@ enum Stop {
 /// An error of any room, with its causes.
 impl<E: std::error::Error> From<E> for Stop {
     fn from(error: E) -> Self {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        Self::Failed(text)
+        Self::Failed(telemetry::chain(&error))
     }
 }
 
@@ -148,6 +143,7 @@ impl Run {
         let repository = self.repository();
         let found = self.stagings.rooms.registry.resolve(&repository, self.staging.id.as_str()).await?;
         if let Some(digest) = found {
+            self.log.note("the image was out when the daemon was stopped: the staging is done");
             self.staging.image = Some(ImageName::new(repository, digest));
         }
         Ok(found.is_some())

@@ -8,6 +8,7 @@ mod buildpacks;
 mod built_images;
 mod cli_reference;
 mod command_line;
+mod crashes;
 
 mod launcher;
 mod registry;

@@ -104,6 +104,13 @@ impl Daemon {
         child.wait().expect("the daemon can be reaped");
     }
 
+    /// Stops the daemon and all applications, as a user does.
+    pub fn stop(&mut self) {
+        self.run(["stop", "--all"]);
+        let mut child = self.child.take().expect("a running daemon");
+        super::wait_until("the daemon has ended", START_DEADLINE, || matches!(child.try_wait(), Ok(Some(_))));
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
