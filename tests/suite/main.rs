@@ -9,7 +9,7 @@ mod built_images;
 mod cli_reference;
 mod command_line;
 mod crashes;
-
+mod footprint;
 mod launcher;
 mod registry;
 mod sandbox;

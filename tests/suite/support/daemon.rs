@@ -104,6 +104,10 @@ impl Daemon {
         child.wait().expect("the daemon can be reaped");
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running daemon").id()
+    }
+
     /// Stops the daemon and all applications, as a user does.
     pub fn stop(&mut self) {
         self.run(["stop", "--all"]);
