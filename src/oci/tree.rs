@@ -1,17 +1,20 @@
 //! Writes files below a directory that nobody trusts the names of: no name leaves it, no link is followed.
 
 use std::{
-    ffi::OsStr,
+    ffi::{CStr, CString, OsStr},
     fs::File,
     io::{self, Read},
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Component, Path, PathBuf},
 };
 
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat},
     sys::{
         stat::{
             FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, mkdirat, mknodat, utimensat,
@@ -194,34 +197,95 @@ pub fn clean(name: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Deletes a tree without following links, also one with folders that may not be written to.
+/// Folders below each other that are emptied with all of them open; what is deeper is moved to the top first.
+const OPEN_FOLDERS: usize = 64;
+
+/// Deletes a tree without following links, also one with folders that may not be written to. However deep it is, this
+/// takes a bounded number of descriptors and a bounded stack.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let folder =
-                nix::fcntl::open(path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-            make_writable(folder)?;
-            std::fs::remove_dir_all(path)
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().ok_or_else(|| invalid(path, "it names no folder"))?;
+    let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let parent = match nix::fcntl::open(parent, flags, Mode::empty()) {
+        Err(Errno::ENOENT) => return Ok(()),
+        result => result?,
+    };
+    let name = CString::new(name.as_bytes())?;
+    let mut top = match open_to_empty(&parent, &name) {
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(Errno::ENOTDIR | Errno::ELOOP) => {
+            return Ok(unlinkat(&parent, name.as_c_str(), UnlinkatFlags::NoRemoveDir)?);
         }
-        result => result,
+        result => result?,
+    };
+    let target = top.as_fd().try_clone_to_owned()?;
+    let mut moved = 0;
+    empty(&mut top, &target, &mut moved, 1)?;
+    Ok(unlinkat(&parent, name.as_c_str(), UnlinkatFlags::RemoveDir)?)
+}
+
+/// Removes everything in a folder. `moved` counts the folders that were moved to the top.
+fn empty(folder: &mut Dir, top: &OwnedFd, moved: &mut u64, depth: usize) -> io::Result<()> {
+    loop {
+        let own = folder.as_fd().try_clone_to_owned()?;
+        let mut found = false;
+        for entry in folder.iter() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            found = true;
+            match unlinkat(&own, name, UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(Errno::EISDIR) if depth < OPEN_FOLDERS => {
+                    empty(&mut open_to_empty(&own, name)?, top, moved, depth + 1)?;
+                    unlinkat(&own, name, UnlinkatFlags::RemoveDir)?;
+                }
+                Err(Errno::EISDIR) => move_up(&own, name, top, moved)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !found {
+            return Ok(());
+        }
     }
 }
 
-fn make_writable(folder: OwnedFd) -> io::Result<()> {
-    fchmod(&folder, Mode::from_bits_truncate(0o700))?;
-    let mut dir = Dir::from_fd(folder)?;
-    let names: Vec<_> = dir.iter().filter_map(Result::ok).map(|entry| entry.file_name().to_owned()).collect();
-    for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let opened = openat(&dir, name.as_c_str(), flags | OFlag::O_PATH, Mode::empty());
-        let Ok(child) = opened else { continue };
-        if fstat(&child).is_ok() {
-            fchmodat(&dir, name.as_c_str(), Mode::from_bits_truncate(0o700), FchmodatFlags::FollowSymlink)?;
-            make_writable(openat(&dir, name.as_c_str(), flags, Mode::empty())?)?;
+/// Gives a folder a name at the top, where nothing else has it.
+fn move_up(folder: &OwnedFd, name: &CStr, top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
+    // To be moved it has to be writable, as its `..` changes.
+    drop(open_to_empty(folder, name)?);
+    loop {
+        *moved += 1;
+        let free = format!(".{moved}");
+        match renameat(folder, name, top, free.as_str()) {
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => {}
+            result => return Ok(result?),
         }
     }
-    Ok(())
+}
+
+/// Opens a folder that is to be emptied, and makes it ours to change if it is not.
+fn open_to_empty(parent: &OwnedFd, name: &CStr) -> nix::Result<Dir> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let folder = match openat(parent, name, flags, Mode::empty()) {
+        Err(Errno::EACCES) => {
+            // That it is a folder and no link is known before its mode is changed.
+            openat(parent, name, flags | OFlag::O_PATH, Mode::empty())?;
+            fchmodat(parent, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
+            openat(parent, name, flags, Mode::empty())?
+        }
+        result => result?,
+    };
+    if fstat(&folder)?.st_mode & libc::S_IRWXU != libc::S_IRWXU {
+        // Whose folder it is not finds out when something cannot be removed.
+        let _ = fchmod(&folder, Mode::S_IRWXU);
+    }
+    Dir::from_fd(folder)
 }
 
 fn invalid(name: &Path, why: &str) -> io::Error {
@@ -264,5 +328,28 @@ mod tests {
         assert_eq!((file.mode() & 0o7777, file.mtime(), file.nlink()), (0o751, 7, 2));
         remove_tree(dir.path()).unwrap();
         assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_removed_with_few_descriptors() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        std::fs::create_dir(&top).unwrap();
+        std::fs::create_dir(top.join(".1")).unwrap();
+        std::fs::write(top.join(".1/kept"), "a name that is taken").unwrap();
+        let mut folder: OwnedFd = File::open(&top).unwrap().into();
+        let mut closed = None;
+        for depth in 0..5000 {
+            mkdirat(&folder, "beside", Mode::S_IRWXU).unwrap();
+            mkdirat(&folder, "below", Mode::S_IRWXU).unwrap();
+            folder = openat(&folder, "below", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+            if depth == 2500 {
+                closed = Some(folder.try_clone().unwrap());
+            }
+        }
+        fchmod(closed.unwrap(), Mode::empty()).unwrap();
+        remove_tree(&top).unwrap();
+        assert!(!top.exists());
+        remove_tree(&top).unwrap();
     }
 }
