@@ -10,7 +10,7 @@ mod run;
 mod steps;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -43,6 +43,8 @@ pub struct Stagings {
     running: Mutex<HashMap<StageId, Running>>,
     /// One staging starts at a time: which one is newer has to be the same for everybody.
     starting: tokio::sync::Mutex<()>,
+    /// Cancels every staging, also one that begins later.
+    stop: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -82,6 +84,14 @@ struct Running {
     ended: watch::Receiver<bool>,
 }
 
+/// What is on disk of a staging before it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leftovers {
+    Nothing,
+    /// Of a daemon that was killed.
+    OfAnAttempt,
+}
+
 impl Stagings {
     pub fn new(rooms: Rooms, settings: Settings) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(settings.at_once));
@@ -91,6 +101,7 @@ impl Stagings {
             places,
             running: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
+            stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
     }
@@ -127,7 +138,7 @@ impl Stagings {
             })
             .await?;
         self.supersede(&staging);
-        self.spawn(staging.clone());
+        self.spawn(staging.clone(), Leftovers::Nothing);
         Ok(staging)
     }
 
@@ -164,9 +175,7 @@ impl Stagings {
 
     /// Takes up what a daemon before left: ends or starts over what was not finished.
     pub async fn recover(self: &Arc<Self>) -> Result<(), Error> {
-        for job in self.rooms.runtime.jobs().await? {
-            self.rooms.runtime.discard(&job).await?;
-        }
+        let mut left: HashSet<StageId> = self.rooms.runtime.jobs().await?.into_iter().collect();
         for stored in self.rooms.objects.list::<Staging>(None).await? {
             let staging = stored.value;
             if staging.state.is_final() {
@@ -174,11 +183,16 @@ impl Stagings {
             }
             let app = self.rooms.objects.get::<App>(&Key::app(&staging.namespace, &staging.app)).await?;
             if app.is_some_and(|app| app.value.stage_id.as_ref() == Some(&staging.id)) {
-                self.spawn(staging);
+                let leftovers = if left.remove(&staging.id) { Leftovers::OfAnAttempt } else { Leftovers::Nothing };
+                self.spawn(staging, leftovers);
             } else {
                 let cause = "a newer push took its place, or it was never acknowledged".to_owned();
                 self.modify(&staging, |staging| staging.state = StagingState::Failed { cause: cause.clone() }).await?;
             }
+        }
+        // What is only to be thrown away holds nobody up.
+        for job in left {
+            self.discard_later(job);
         }
         Ok(())
     }
@@ -204,9 +218,7 @@ impl Stagings {
 
     /// Ends what runs and waits for it. It starts over when the daemon does.
     pub async fn finish(&self) {
-        for running in self.lock().values() {
-            running.cancel.cancel();
-        }
+        self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -238,9 +250,22 @@ impl Stagings {
         }
     }
 
-    fn spawn(self: &Arc<Self>, staging: Staging) {
+    /// Frees what a job had on disk, while everything else goes on. What fails is tried again by the next daemon.
+    fn discard_later(self: &Arc<Self>, job: StageId) {
+        let stagings = Arc::clone(self);
+        self.tasks.spawn(async move { stagings.discard(&job).await });
+    }
+
+    async fn discard(&self, job: &StageId) {
+        if let Err(error) = self.rooms.runtime.discard(job).await {
+            let cause = crate::telemetry::chain(&error);
+            tracing::error!(staging = %job, cause, "removing what a staging left on disk failed; the next start tries again");
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, staging: Staging, leftovers: Leftovers) {
         let (end, ended) = watch::channel(false);
-        let cancel = CancellationToken::new();
+        let cancel = self.stop.child_token();
         let superseded_by = Arc::default();
         let log = StagingLog::new(
             self.rooms.objects.clone(),
@@ -260,6 +285,9 @@ impl Stagings {
         let stagings = Arc::clone(self);
         self.tasks.spawn(async move {
             let id = staging.id.clone();
+            if leftovers == Leftovers::OfAnAttempt {
+                stagings.discard(&id).await;
+            }
             run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, superseded_by }.drive().await;
             stagings.lock().remove(&id);
             let _ = end.send(true);

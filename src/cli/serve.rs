@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{
     authorities,
@@ -61,8 +62,13 @@ impl Serve {
     }
 }
 
-/// The threads of a daemon.
+/// The threads of a daemon, which may have as many files open as its host lets it: each request, upload and instance
+/// takes some. What it starts in sandboxes has limits of its own.
 pub fn daemon_runtime() -> Result<tokio::runtime::Runtime, Error> {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // A host that refuses leaves it as it was.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)

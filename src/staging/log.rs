@@ -1,7 +1,7 @@
 //! The log of a staging: followed while it grows, kept in numbered chunks from its first line.
 //!
-//! Lines are collected in a tail of at most [`CHUNK_BYTES`]. The tail is saved every second, so
-//! that a killed daemon loses no more than that; when it is full it becomes a chunk.
+//! Lines are collected in a tail. The tail is saved every second, so that a killed daemon loses no
+//! more than that; when it is full it becomes a chunk.
 
 use std::{
     collections::VecDeque,
@@ -24,8 +24,9 @@ use crate::{
     store::{Key, Objects},
 };
 
-/// The most that one chunk holds, in bytes of JSON lines.
-const CHUNK_BYTES: usize = 256 * 1024;
+/// A tail of so many bytes of JSON lines is full. The line that fills it is in the chunk as well, which so stays below
+/// 256 KiB.
+const FULL: usize = 160 * 1024;
 /// How often a growing tail is saved.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -42,7 +43,9 @@ pub(super) struct StagingLog {
 struct State {
     chunks: Vec<Digest>,
     tail: Vec<LogLine>,
-    tail_bytes: usize,
+    /// The tail, as it is saved.
+    encoded: Vec<u8>,
+    /// There is something in the tail that is not saved.
     dirty: bool,
     ended: bool,
 }
@@ -79,7 +82,7 @@ impl StagingLog {
                     save_at = tokio::time::Instant::now() + SAVE_INTERVAL;
                 }
             }
-            if self.lock().tail_bytes >= CHUNK_BYTES {
+            if self.lock().encoded.len() >= FULL {
                 self.save().await;
             }
         }
@@ -94,7 +97,7 @@ impl StagingLog {
 
     fn push(&self, line: LogLine) {
         let mut state = self.lock();
-        state.tail_bytes += line.text.len() + 100;
+        encode(&mut state.encoded, &line);
         state.tail.push(line);
         state.dirty = true;
         drop(state);
@@ -115,22 +118,35 @@ impl StagingLog {
                 return Ok(());
             }
             state.dirty = false;
-            (encode(&state.tail), state.tail.len())
+            (Bytes::copy_from_slice(&state.encoded), state.tail.len())
         };
         let size = bytes.len();
+        let saved = self.write(bytes).await;
+        let mut state = self.lock();
+        match saved {
+            Ok(chunks) if size >= FULL => {
+                state.chunks = chunks;
+                state.tail.drain(..lines);
+                state.encoded.drain(..size);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                state.dirty = true;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the tail and the list of chunks that has it.
+    async fn write(&self, tail: Bytes) -> Result<Vec<Digest>, Error> {
         let mut writer = self.blobs.writer().await?;
-        writer.write(bytes).await?;
+        writer.write(tail).await?;
         let saved = writer.finish(None).await?.digest;
         let mut chunks = self.lock().chunks.clone();
         chunks.push(saved);
         self.objects.modify::<Staging>(&self.key, |staging| staging.log = chunks.clone()).await?;
-        if size >= CHUNK_BYTES {
-            let mut state = self.lock();
-            state.chunks = chunks;
-            state.tail.drain(..lines);
-            state.tail_bytes = state.tail.iter().map(|line| line.text.len() + 100).sum();
-        }
-        Ok(())
+        Ok(chunks)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -206,15 +222,13 @@ pub(super) fn kept(chunks: Vec<Digest>, blobs: SharedBlobs) -> BoxStream<'static
         .boxed()
 }
 
-fn encode(lines: &[LogLine]) -> Bytes {
-    let mut bytes = Vec::new();
-    for line in lines {
+fn encode(bytes: &mut Vec<u8>, line: &LogLine) {
+    let start = bytes.len();
+    match serde_json::to_writer(&mut *bytes, line) {
+        Ok(()) => bytes.push(b'\n'),
         // A line is plain data; there is nothing in it that JSON does not have.
-        if serde_json::to_writer(&mut bytes, line).is_ok() {
-            bytes.push(b'\n');
-        }
+        Err(_) => bytes.truncate(start),
     }
-    bytes.into()
 }
 
 /// The lines of a chunk. A chunk that is not there any more is said in its place.
@@ -238,7 +252,7 @@ async fn read(blobs: &SharedBlobs, digest: &Digest) -> Vec<LogLine> {
 
 async fn collect(blobs: &SharedBlobs, digest: &Digest) -> Result<Option<Vec<u8>>, blob::Error> {
     let Some(mut reader) = blobs.open(digest, None).await? else { return Ok(None) };
-    let mut bytes = Vec::with_capacity(CHUNK_BYTES);
+    let mut bytes = Vec::with_capacity(usize::try_from(reader.size).unwrap_or(0));
     while let Some(part) = reader.stream.next().await {
         let doing = || format!("reading blob {digest}");
         bytes.extend_from_slice(&part.map_err(|source| blob::Error::Io { doing: doing(), source })?);

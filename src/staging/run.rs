@@ -106,6 +106,8 @@ impl Run {
     }
 
     async fn build(&mut self, previous: Option<Staging>) -> Result<(), Stop> {
+        // What an attempt before took does not count.
+        self.staging.timings.clear();
         self.enter(StagingState::Preparing).await?;
         let token = self.token().await?;
         let cache = self.cache().await?;
@@ -131,7 +133,14 @@ impl Run {
 
         self.enter(StagingState::Exporting).await?;
         let export = steps::export(settings, &self.staging, &token, &bases.run, previous_image.as_ref())?;
-        let outcomes = self.run(vec![export]).await?;
+        let outcomes = match self.run(vec![export]).await {
+            // The image is out before the cache is: without the cache the next build only takes longer.
+            Err(Stop::Failed(cause)) if self.image_is_out().await? => {
+                self.log.note(format!("the image is out, but {cause}"));
+                return Ok(());
+            }
+            outcomes => outcomes?,
+        };
         self.time(&outcomes, "export", Phase::Export);
         let exported: Exported = report(&outcomes)?;
         self.staging.image = Some(exported.image);
@@ -140,10 +149,18 @@ impl Run {
 
     /// A daemon that was killed after the image was out only has to say so.
     async fn finished_before_the_crash(&mut self) -> Result<bool, Stop> {
+        let out = self.image_is_out().await?;
+        if out {
+            self.log.note("the image was out when the daemon was stopped: the staging is done");
+        }
+        Ok(out)
+    }
+
+    /// Looks for the image in the registry.
+    async fn image_is_out(&mut self) -> Result<bool, Stop> {
         let repository = self.repository();
         let found = self.stagings.rooms.registry.resolve(&repository, self.staging.id.as_str()).await?;
         if let Some(digest) = found {
-            self.log.note("the image was out when the daemon was stopped: the staging is done");
             self.staging.image = Some(ImageName::new(repository, digest));
         }
         Ok(found.is_some())
@@ -181,6 +198,7 @@ impl Run {
         }
         let registry = &self.stagings.rooms.registry;
         registry.publish(&image.repository, self.staging.id.as_str(), image.digest).await?;
+        self.staging.timings.clear();
         self.log.note(format!(
             "nothing changed since staging {}: source, environment, builder and base packages are the same; its image is used again",
             previous.id
@@ -266,11 +284,11 @@ impl Run {
         Ok(())
     }
 
+    /// Records the last state. Nobody waits for the disk to be freed.
     async fn close(&mut self, state: StagingState) -> Result<(), super::Error> {
-        let rooms = &self.stagings.rooms;
-        rooms.runtime.discard(&self.staging.id).await?;
         self.staging.state = state;
         self.record().await?;
+        self.stagings.discard_later(self.staging.id.clone());
         self.stagings.prune(&self.staging.namespace, &self.staging.app).await
     }
 
@@ -324,10 +342,16 @@ fn why(outcome: &StepOutcome) -> String {
         (Ended::Exit(_), Some(failure)) => failure.cause,
         (Ended::Exit(code), None) => format!("step {} ended with exit code {code}", outcome.name),
         (Ended::Signal(signal), _) => format!("step {} was ended by signal {signal}", outcome.name),
-        (Ended::OutOfMemory, _) => {
-            format!("step {} used more memory than a build may; see --build-memory", outcome.name)
+        (Ended::OutOfMemory, _) if outcome.name == "build" => {
+            "step build used more memory than a build may; raise builds.memory_bytes in the daemon's settings file"
+                .to_owned()
         }
-        (Ended::Deadline, _) => format!("step {} took longer than it may; see --build-deadline", outcome.name),
+        (Ended::OutOfMemory, _) => format!("step {} used more memory than it may", outcome.name),
+        (Ended::Deadline, _) if outcome.name == "build" => {
+            "step build took longer than a build may; raise builds.deadline_seconds in the daemon's settings file"
+                .to_owned()
+        }
+        (Ended::Deadline, _) => format!("step {} took longer than it may; push again", outcome.name),
         (Ended::Cancelled, _) => format!("step {} was stopped", outcome.name),
     }
 }
