@@ -14,6 +14,12 @@ use super::{Error, archive::check_link};
 /// Names of files that say what is left out, in the syntax of `.gitignore`.
 const IGNORE_FILE: &str = ".epinioignore";
 
+/// The time of every entry, in seconds: what the same files were in another checkout, or when, makes no difference.
+/// It is that of the files in built images.
+const TIME: u64 = 315_532_801;
+/// Permission of the owner to run a file.
+const EXECUTABLE: u32 = 0o100;
+
 /// What was packed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PackStats {
@@ -23,7 +29,8 @@ pub struct PackStats {
     pub skipped: Vec<String>,
 }
 
-/// Writes a folder as a tar archive, compressed with zstd. Equal folders give equal archives, whoever packs them.
+/// Writes a folder as a tar archive, compressed with zstd. Equal folders give equal archives, whoever packs
+/// them, wherever and whenever.
 pub fn pack(dir: &Path, sink: impl Write) -> Result<PackStats, Error> {
     let io = |doing, path: &Path| {
         let path = path.to_owned();
@@ -76,9 +83,12 @@ fn append<W: Write>(
 ) -> Result<(), Error> {
     let io = |source| Error::Io { doing: "packing", path: path.to_owned(), source };
     let mut header = tar::Header::new_gnu();
-    let executable = metadata.is_dir() || metadata.mode() & 0o111 != 0;
+    // What a umask or an owner of this machine makes of the rest is left out.
+    let executable = metadata.is_dir() || metadata.is_file() && metadata.mode() & EXECUTABLE != 0;
     header.set_mode(if executable { 0o755 } else { 0o644 });
-    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+    header.set_mtime(TIME);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_size(0);
     if metadata.is_dir() {
         header.set_entry_type(tar::EntryType::Directory);
@@ -92,7 +102,7 @@ fn append<W: Write>(
         let file = fs::File::open(path).map_err(io)?;
         header.set_size(metadata.len());
         // A file that grows meanwhile is cut; one that shrinks is an error.
-        archive.append_data(&mut header, name, io::Read::take(file, metadata.len())).map_err(io)?;
+        archive.append_data(&mut header, name, Exactly { file, left: metadata.len() }).map_err(io)?;
         stats.bytes += metadata.len();
     } else {
         stats.skipped.push(name.display().to_string());
@@ -100,6 +110,24 @@ fn append<W: Write>(
     }
     stats.entries += 1;
     Ok(())
+}
+
+/// The beginning of a file, all of which has to be there.
+struct Exactly {
+    file: fs::File,
+    left: u64,
+}
+
+impl io::Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.file.read(&mut buffer[..most])?;
+        if read == 0 && most > 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was packed"));
+        }
+        self.left -= read as u64;
+        Ok(read)
+    }
 }
 
 #[cfg(test)]
@@ -120,8 +148,14 @@ mod tests {
         fs::write(dir.path().join(IGNORE_FILE), "node_modules\n*.log\n").unwrap();
         let (mut first, mut second) = (Vec::new(), Vec::new());
         let stats = pack(dir.path(), &mut first).unwrap();
+        // As in another checkout, of somebody with another umask.
+        let file = fs::File::options().write(true).open(dir.path().join("app.py")).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
         pack(dir.path(), &mut second).unwrap();
         assert_eq!(first, second);
+        let short = Exactly { file: fs::File::open(dir.path().join("app.py")).unwrap(), left: 100 };
+        assert!(io::read_to_string(short).is_err(), "a file that became shorter");
         let mut archive = tar::Archive::new(zstd::Decoder::new(&first[..]).unwrap());
         let names: Vec<String> =
             archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
