@@ -5,7 +5,7 @@
 
 mod disk;
 
-use std::{ops::Range, path::PathBuf, sync::Arc};
+use std::{fs::File, ops::Range, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,8 +28,11 @@ pub trait Blobs: Send + Sync + 'static {
     /// The size of a blob in bytes; none when there is no such blob.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
 
-    /// Removes a blob; false when there was none.
-    async fn delete(&self, digest: &Digest) -> Result<bool, Error>;
+    /// Makes a blob as fresh as one that was just put; false when there is no such blob.
+    async fn touch(&self, digest: &Digest) -> Result<bool, Error>;
+
+    /// Removes a blob that was last put or touched before this; false when there was none.
+    async fn delete_older(&self, digest: &Digest, before: Timestamp) -> Result<bool, Error>;
 
     /// Up to `limit` blobs in order of their digest, after the given one.
     async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<BlobEntry>, Error>;
@@ -45,6 +48,9 @@ pub trait BlobWriter: Send {
 
     /// Bytes written so far.
     fn written(&self) -> u64;
+
+    /// What was written so far as a file to read, where it is one on this machine.
+    async fn so_far(&mut self) -> Result<Option<File>, Error>;
 
     /// Makes the blob durable and visible. With an expected digest that does not match, nothing stays.
     async fn finish(self: Box<Self>, expected: Option<Digest>) -> Result<BlobInfo, Error>;
@@ -62,7 +68,7 @@ pub struct BlobInfo {
 pub struct BlobEntry {
     pub digest: Digest,
     pub size: u64,
-    /// When it was last put.
+    /// When it was last put or touched.
     pub modified: Timestamp,
 }
 

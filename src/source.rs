@@ -6,13 +6,17 @@
 //! good and is durable, there is nothing: no blob, no object. Unpacking, later and in a sandbox, checks again.
 
 mod archive;
+mod names;
 mod pack;
 mod receive;
 mod unpack;
+mod xz;
+mod zip;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 pub use pack::{PackStats, pack};
 pub use unpack::unpack;
@@ -28,7 +32,12 @@ pub struct Sources {
     objects: Objects,
     blobs: SharedBlobs,
     limits: Limits,
+    /// Each upload takes a thread and the memory of a decoder.
+    places: Semaphore,
 }
+
+/// How many uploads there may be at once.
+const UPLOADS: usize = 16;
 
 /// An archive that was uploaded and found good.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,7 +105,7 @@ impl Format {
 
 impl Sources {
     pub fn new(objects: Objects, blobs: SharedBlobs, limits: Limits) -> Self {
-        Self { objects, blobs, limits }
+        Self { objects, blobs, limits, places: Semaphore::new(UPLOADS) }
     }
 
     pub fn limits(&self) -> Limits {
@@ -164,6 +173,12 @@ pub enum Error {
     TooLarge(u64),
     #[error("the archive has more than {0} entries; leave out what the build does not need (.epinioignore)")]
     TooManyEntries(u64),
+    #[error(
+        "the archive cannot be unpacked in little memory: {0}; pack it again with a lower compression level and repeat the upload"
+    )]
+    NeedsMemory(String),
+    #[error("{UPLOADS} uploads are on their way, which is as many as there may be; try again in a moment")]
+    TooManyUploads,
     #[error("the upload ended early; repeat it")]
     ClientGone(#[source] std::io::Error),
     #[error("{doing} {}", path.display())]

@@ -113,6 +113,7 @@ impl From<source::Error> for ApiError {
         let status = match &error {
             Error::ArchiveTooLarge(_) | Error::TooLarge(_) | Error::TooManyEntries(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Error::UnknownFormat => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Error::TooManyUploads => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())

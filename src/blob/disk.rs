@@ -6,9 +6,10 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -26,6 +27,8 @@ const STEP: usize = 512 * 1024;
 pub struct DiskBlobs {
     dir: PathBuf,
     next: AtomicU64,
+    /// Held while a blob is refreshed, or is deleted because it is old: never both.
+    age: Arc<Mutex<()>>,
 }
 
 impl DiskBlobs {
@@ -38,7 +41,7 @@ impl DiskBlobs {
         }
         fs::create_dir_all(&temporary).map_err(io)?;
         fs::create_dir_all(dir.join("sha256")).map_err(io)?;
-        Ok(Arc::new(Self { dir: dir.to_owned(), next: AtomicU64::new(0) }))
+        Ok(Arc::new(Self { dir: dir.to_owned(), next: AtomicU64::new(0), age: Arc::default() }))
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -55,7 +58,13 @@ impl Blobs for DiskBlobs {
             .map_err(|source| Error::Io { doing: format!("creating {}", path.display()), source })?;
         let state = State { file, sum: Sha256::new(), buffer: Vec::with_capacity(STEP) };
         let temporary = Temporary { path };
-        Ok(Box::new(DiskWriter { state: Some(state), temporary, written: 0, root: self.dir.clone() }))
+        Ok(Box::new(DiskWriter {
+            state: Some(state),
+            temporary,
+            written: 0,
+            root: self.dir.clone(),
+            age: Arc::clone(&self.age),
+        }))
     }
 
     async fn open(&self, digest: &Digest, range: Option<Range<u64>>) -> Result<Option<BlobReader>, Error> {
@@ -84,12 +93,23 @@ impl Blobs for DiskBlobs {
         }
     }
 
-    async fn delete(&self, digest: &Digest) -> Result<bool, Error> {
-        match fs::remove_file(self.path(digest)) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(Error::Io { doing: format!("deleting blob {digest}"), source }),
-        }
+    async fn touch(&self, digest: &Digest) -> Result<bool, Error> {
+        let (path, age) = (self.path(digest), Arc::clone(&self.age));
+        blocking(&format!("refreshing blob {digest}"), move || touch(&path, &age)).await
+    }
+
+    async fn delete_older(&self, digest: &Digest, before: Timestamp) -> Result<bool, Error> {
+        let (path, age) = (self.path(digest), Arc::clone(&self.age));
+        let delete = move || {
+            let _age = age.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = UNIX_EPOCH + Duration::from_secs(u64::try_from(before.as_second()).unwrap_or(0));
+            match fs::metadata(&path).and_then(|metadata| metadata.modified()) {
+                Ok(modified) if modified < before => fs::remove_file(&path).map(|()| true),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(false),
+            }
+        };
+        blocking(&format!("deleting blob {digest}"), delete).await
     }
 
     async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<BlobEntry>, Error> {
@@ -110,6 +130,7 @@ struct DiskWriter {
     temporary: Temporary,
     written: u64,
     root: PathBuf,
+    age: Arc<Mutex<()>>,
 }
 
 struct State {
@@ -176,15 +197,24 @@ impl BlobWriter for DiskWriter {
         self.written
     }
 
+    async fn so_far(&mut self) -> Result<Option<File>, Error> {
+        let path = self.temporary.path.clone();
+        let file = self.step("reading what was written of a blob", move |state| {
+            state.flush()?;
+            File::open(path)
+        });
+        file.await.map(Some)
+    }
+
     async fn finish(mut self: Box<Self>, expected: Option<Digest>) -> Result<BlobInfo, Error> {
-        let (temporary, root) = (self.temporary.path.clone(), self.root.clone());
+        let (temporary, root, age) = (self.temporary.path.clone(), self.root.clone(), Arc::clone(&self.age));
         let result = self.step("finishing a blob", move |state| {
             state.flush()?;
             let actual = Digest::from_sha256(state.sum.clone().finalize().into());
             if expected.is_some_and(|expected| expected != actual) {
                 return Ok(Err(actual));
             }
-            publish(&state.file, &temporary, &root, &actual)?;
+            publish(&state.file, &temporary, &root, &actual, &age)?;
             Ok(Ok(actual))
         });
         match (result.await?, expected) {
@@ -203,14 +233,13 @@ impl Drop for Temporary {
 }
 
 /// Syncs the file, gives it its name, and syncs the directories on the way there.
-fn publish(file: &File, temporary: &Path, root: &Path, digest: &Digest) -> io::Result<()> {
+fn publish(file: &File, temporary: &Path, root: &Path, digest: &Digest, age: &Mutex<()>) -> io::Result<()> {
     let hex = digest.hex();
     let all = root.join("sha256");
     let folder = all.join(&hex[..2]);
     let target = folder.join(&hex[2..]);
-    if target.exists() {
-        // Its time says when it was last put: what is fresh is not collected.
-        return File::open(&target)?.set_modified(std::time::SystemTime::now());
+    if touch(&target, age)? {
+        return Ok(());
     }
     file.sync_all()?;
     if !folder.exists() {
@@ -219,6 +248,16 @@ fn publish(file: &File, temporary: &Path, root: &Path, digest: &Digest) -> io::R
     }
     fs::rename(temporary, &target)?;
     File::open(&folder)?.sync_all()
+}
+
+/// The time of the file says when it was last put: what is fresh is not collected.
+fn touch(path: &Path, age: &Mutex<()>) -> io::Result<bool> {
+    let _age = age.lock().unwrap_or_else(PoisonError::into_inner);
+    match File::open(path) {
+        Ok(file) => file.set_modified(SystemTime::now()).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn read_in_steps(file: File, left: u64) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {
@@ -251,7 +290,7 @@ fn list(root: &Path, after: Option<Digest>, limit: usize) -> io::Result<Vec<Blob
                 continue;
             }
             let metadata = fs::metadata(root.join(&folder).join(&rest))?;
-            let age = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let age = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
             let modified = Timestamp::from_second(i64::try_from(age.as_secs()).unwrap_or(0));
             found.push(BlobEntry { digest, size: metadata.len(), modified });
             if found.len() == limit {

@@ -135,7 +135,7 @@ impl Garbage {
             let Some(last) = page.last() else { return Ok(deleted) };
             after = Some(last.digest);
             for blob in page.iter().filter(|blob| !keep.contains(&blob.digest) && blob.modified.as_second() < before) {
-                deleted += u64::from(self.blobs.delete(&blob.digest).await?);
+                deleted += u64::from(self.blobs.delete_older(&blob.digest, Timestamp::from_second(before)).await?);
             }
         }
     }

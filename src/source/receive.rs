@@ -1,10 +1,13 @@
 //! An upload on its way in.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
 
 use bytes::{Buf as _, Bytes};
 use futures::{Stream, StreamExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Error, Format, SNIFFED_BYTES, Source, Sources,
@@ -17,6 +20,8 @@ use crate::{
 
 /// How many parts of an upload may wait for the check.
 const QUEUE: usize = 16;
+/// How long a client may be silent.
+const SILENCE: Duration = Duration::from_secs(60);
 
 impl Sources {
     /// Takes an archive. Returns when it is checked and durable; with an error nothing of it is left.
@@ -26,12 +31,13 @@ impl Sources {
         app: &AppName,
         body: impl Stream<Item = io::Result<Bytes>> + Send,
     ) -> Result<Source, Error> {
-        let mut body = std::pin::pin!(body);
+        let _place = self.places.try_acquire().map_err(|_| Error::TooManyUploads)?;
+        let mut body = std::pin::pin!(body.map(|part| part.map_err(Error::ClientGone)));
         let mut start = Vec::new();
         while start.len() < SNIFFED_BYTES
-            && let Some(part) = body.next().await
+            && let Some(part) = next(&mut body).await?
         {
-            start.extend_from_slice(&part.map_err(Error::ClientGone)?);
+            start.extend_from_slice(&part);
         }
         if start.is_empty() {
             return Err(Error::Empty);
@@ -61,11 +67,11 @@ impl Sources {
     async fn receive_tar(
         &self,
         format: Format,
-        body: impl Stream<Item = io::Result<Bytes>> + Send,
+        body: impl Stream<Item = Result<Bytes, Error>> + Send,
     ) -> Result<(BlobInfo, Contents), Error> {
         let (parts, queue) = mpsc::channel(QUEUE);
         let limits = self.limits;
-        let check = tokio::task::spawn_blocking(move || {
+        let checked = on_a_thread(move || {
             let mut parts = Parts { queue, part: Bytes::new() };
             let checked = Walk::new(limits, None, None).tar(format, &mut parts);
             if checked.is_ok() {
@@ -73,59 +79,42 @@ impl Sources {
                 let _ = io::copy(&mut parts, &mut io::sink());
             }
             checked
-        });
+        })?;
         let mut writer = self.blobs.writer().await?;
-        let copied = self.copy(body, &mut writer, Some(&parts)).await;
-        drop(parts);
-        let checked = check.await.map_err(|error| Error::Check(io::Error::other(error)))?;
-        let contents = match (copied, checked) {
-            // The client going away looks like a damaged archive to the check.
-            (Err(error @ (Error::ClientGone(_) | Error::ArchiveTooLarge(_))), _) | (Err(error), Ok(_)) => {
-                return Err(error);
-            }
-            (_, checked) => checked?,
-        };
+        // A copy that fails, whoever's fault it is, looks like a damaged archive to the check.
+        self.copy(body, &mut writer, Some(parts)).await?;
+        let contents = checked.await.map_err(|error| Error::Check(io::Error::other(error)))??;
         Ok((writer.finish(None).await?, contents))
     }
 
-    /// Checked when it is there, as its directory is at its end. A zip that is found bad is deleted again.
+    /// Checked when all of it has come, as its directory is at its end, and before it is a blob.
     async fn receive_zip(
         &self,
-        body: impl Stream<Item = io::Result<Bytes>> + Send,
+        body: impl Stream<Item = Result<Bytes, Error>> + Send,
     ) -> Result<(BlobInfo, Contents), Error> {
         let mut writer = self.blobs.writer().await?;
         self.copy(body, &mut writer, None).await?;
-        let blob = writer.finish(None).await?;
         let unread = || Error::Check(io::Error::other("zip archives need blobs on a local disk"));
-        let path = self.blobs.local_path(&blob.digest).ok_or_else(unread)?;
+        let file = writer.so_far().await?.ok_or_else(unread)?;
         let limits = self.limits;
-        let checked = tokio::task::spawn_blocking(move || {
-            let file = std::fs::File::open(path).map_err(Error::Check)?;
-            Walk::new(limits, None, None).zip(file)
-        });
-        match checked.await.map_err(|error| Error::Check(io::Error::other(error)))? {
-            Ok(contents) => Ok((blob, contents)),
-            Err(error) => {
-                self.blobs.delete(&blob.digest).await?;
-                Err(error)
-            }
-        }
+        let checked = on_a_thread(move || Walk::new(limits, None, None).zip(file))?;
+        let contents = checked.await.map_err(|error| Error::Check(io::Error::other(error)))??;
+        Ok((writer.finish(None).await?, contents))
     }
 
     async fn copy(
         &self,
-        body: impl Stream<Item = io::Result<Bytes>> + Send,
+        body: impl Stream<Item = Result<Bytes, Error>> + Send,
         writer: &mut Box<dyn BlobWriter>,
-        check: Option<&mpsc::Sender<Bytes>>,
+        check: Option<mpsc::Sender<Bytes>>,
     ) -> Result<(), Error> {
         let most = self.limits.max_archive_bytes;
         let mut body = std::pin::pin!(body);
-        while let Some(part) = body.next().await {
-            let part = part.map_err(Error::ClientGone)?;
+        while let Some(part) = next(&mut body).await? {
             if writer.written() + part.len() as u64 > most {
                 return Err(Error::ArchiveTooLarge(most));
             }
-            if let Some(check) = check
+            if let Some(check) = &check
                 && check.send(part.clone()).await.is_err()
             {
                 // The check has ended: it knows why.
@@ -135,6 +124,21 @@ impl Sources {
         }
         Ok(())
     }
+}
+
+/// The next part of an upload. A client that says nothing for long is taken for one that is gone.
+async fn next(body: &mut (impl Stream<Item = Result<Bytes, Error>> + Unpin)) -> Result<Option<Bytes>, Error> {
+    let silent = |_| Error::ClientGone(io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(SILENCE, body.next()).await.map_err(silent)?.transpose()
+}
+
+/// Runs a check. It waits for the client, so none of the threads that all others share may be held by it.
+fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<oneshot::Receiver<T>, Error> {
+    let (done, result) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("source".to_owned());
+    // Who does not wait for the result any more has dropped the upload.
+    thread.spawn(move || drop(done.send(work()))).map_err(Error::Check)?;
+    Ok(result)
 }
 
 /// The parts of an upload, as a reader for a thread.
