@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
 };
 
@@ -56,7 +56,13 @@ impl DiskStore {
         };
         fs::create_dir_all(dir).map_err(io("creating the store"))?;
         let lock = lock(dir)?;
-        let database = open_sled(&dir.join("index"))?;
+        let (index, damaged) = (dir.join("index"), dir.join("index.damaged"));
+        if damaged.exists() {
+            tracing::warn!("the index of the store was damaged; it is made again from the journal");
+            let removed = fs::remove_dir_all(&index).and_then(|()| fs::remove_file(&damaged));
+            removed.map_err(io("removing the damaged index of"))?;
+        }
+        let database = open_sled(&index)?;
         let index = database.open_tree("objects").map_err(sled_failed)?;
         let journal = match replay(dir, &index) {
             Ok(journal) => journal,
@@ -72,8 +78,14 @@ impl DiskStore {
         let watchers: Arc<Watchers> =
             Arc::new(Kind::ALL.into_iter().map(|kind| (kind, broadcast::Sender::new(WATCH_BUFFER))).collect());
         let (commands, queue) = mpsc::sync_channel(MAX_GROUP);
-        let writer =
-            Writer { journal, index: index.clone(), watchers: Arc::clone(&watchers), _lock: lock, _database: database };
+        let writer = Writer {
+            journal,
+            index: index.clone(),
+            watchers: Arc::clone(&watchers),
+            damaged,
+            _database: database,
+            _lock: lock,
+        };
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer.run(&queue))
@@ -153,6 +165,8 @@ struct Writer {
     journal: Journal,
     index: sled::Tree,
     watchers: Arc<Watchers>,
+    /// A file that is there when the index is not to be trusted.
+    damaged: PathBuf,
     _database: sled::Db,
     _lock: Flock<File>,
 }
@@ -166,7 +180,7 @@ impl Writer {
             group.extend(queue.try_iter().take(MAX_GROUP - 1));
             self.commit(group);
             if let Err(error) = self.compact() {
-                tracing::error!(%error, "compacting the journal failed; it is tried again");
+                tracing::error!(%error, "compacting the journal failed; it is tried again when it is twice as large");
             }
         }
     }
@@ -177,8 +191,13 @@ impl Writer {
         let mut entries = Vec::new();
         let mut answers: Vec<Answer> = Vec::new();
         for Command { request, answer } in group {
-            let seq = self.journal.last_seq + entries.len() as u64 + 1;
-            match self.check(request, seq, &pending) {
+            let first = self.journal.last_seq + 1;
+            let seq = first + entries.len() as u64;
+            match self.check(request, seq, &pending).map(|write| Entry {
+                seq,
+                group: (seq > first).then_some(first),
+                write,
+            }) {
                 Ok(entry) => {
                     let written = match &entry.write {
                         Write::Put(object) => Some(object.clone()),
@@ -194,8 +213,7 @@ impl Writer {
         if entries.is_empty() {
             return;
         }
-        let result = self.journal.append(&entries).and_then(|()| apply(&self.index, self.journal.generation, &entries));
-        match result {
+        match self.write(&entries) {
             Ok(()) => {
                 for entry in entries {
                     self.tell(entry.write);
@@ -214,12 +232,22 @@ impl Writer {
         }
     }
 
-    fn check(&self, request: Request, seq: u64, pending: &HashMap<Key, Option<Object>>) -> Result<Entry, Error> {
+    fn write(&mut self, entries: &[Entry]) -> Result<(), Error> {
+        self.journal.append(entries)?;
+        let applied = apply(&self.index, self.journal.generation, entries);
+        if let Err(error) = &applied {
+            // What is in the journal and not in the index would be seen by nobody until the next start.
+            self.journal.give_up(error.to_string());
+        }
+        applied
+    }
+
+    fn check(&self, request: Request, seq: u64, pending: &HashMap<Key, Option<Object>>) -> Result<Write, Error> {
         let current = |key: &Key| match pending.get(key) {
             Some(pending) => Ok(pending.clone()),
             None => read(&self.index, key),
         };
-        let write = match request {
+        match request {
             Request::Put(mut object) => {
                 match current(&object.key)? {
                     None if object.version == 0 => object.uid = new_uid(),
@@ -229,17 +257,16 @@ impl Writer {
                     _ => return Err(Error::Conflict(object.key)),
                 }
                 object.version = seq;
-                Write::Put(object)
+                Ok(Write::Put(object))
             }
             Request::Delete { key, version } => match current(&key)? {
-                None => return Err(Error::NotFound(key)),
+                None => Err(Error::NotFound(key)),
                 Some(found) if version.is_some_and(|version| version != found.version) => {
-                    return Err(Error::Conflict(key));
+                    Err(Error::Conflict(key))
                 }
-                Some(_) => Write::Delete(key),
+                Some(_) => Ok(Write::Delete(key)),
             },
-        };
-        Ok(Entry { seq, write })
+        }
     }
 
     fn tell(&self, write: Write) {
@@ -252,19 +279,42 @@ impl Writer {
     }
 
     fn compact(&mut self) -> Result<(), Error> {
-        if !self.journal.is_due(0) {
+        if !self.journal.is_due() {
             return Ok(());
         }
-        let values =
-            || self.index.iter().filter_map(Result::ok).filter(|(key, _)| &**key != POSITION).map(|(_, value)| value);
-        let live: u64 = values().map(|value| value.len() as u64).sum();
-        if !self.journal.is_due(live) {
-            return Ok(());
+        let compacted = self.try_compact();
+        if compacted.is_err() {
+            self.journal.put_off();
         }
-        self.journal.compact(values().filter_map(|value| decode(&value).ok()))?;
-        apply(&self.index, self.journal.generation, &[])?;
-        self.index.insert(POSITION, position(self.journal.generation, self.journal.last_seq)).map_err(sled_failed)?;
-        Ok(())
+        compacted
+    }
+
+    fn try_compact(&mut self) -> Result<(), Error> {
+        let index = self.index.clone();
+        let values = || {
+            let pairs = index.iter().filter(|pair| pair.as_ref().map_or(true, |(key, _)| &**key != POSITION));
+            pairs.map(|pair| pair.map(|(_, value)| value).map_err(sled_failed))
+        };
+        let live = values().try_fold(0, |live, value| value.map(|value| live + value.len() as u64));
+        let compacted = live.and_then(|live| match self.journal.is_worth_it(live) {
+            true => self.journal.compact(values().map(|value| decode(&value?))).map(|()| true),
+            false => Ok(false),
+        });
+        match compacted {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let at = position(self.journal.generation, self.journal.last_seq);
+                self.index.insert(POSITION, at).map_err(sled_failed).map(drop)
+            }
+            Err(error) => {
+                // The journal has everything: the next start makes the index from it.
+                tracing::warn!("the index of the store may be damaged; it is made again with the next start");
+                if let Err(error) = File::create(&self.damaged) {
+                    tracing::error!(%error, path = %self.damaged.display(), "that cannot be noted");
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -301,7 +351,7 @@ fn replay(dir: &Path, index: &sled::Tree) -> Result<Journal, Replay> {
 
 fn apply(index: &sled::Tree, generation: u64, entries: &[Entry]) -> Result<(), Error> {
     let mut batch = sled::Batch::default();
-    for Entry { seq, write } in entries {
+    for Entry { seq, write, .. } in entries {
         let key = key_of(write);
         let at = index_key(key.kind, &key.namespace, &key.name);
         match write {

@@ -98,7 +98,7 @@ async fn a_torn_line_is_cut_off_and_a_lost_or_broken_index_is_made_again() {
     let kept = open(dir.path()).put(object("kept", 7)).await.unwrap();
     let journal = dir.path().join("journal");
     type Damage = (&'static str, fn(&Path));
-    let damage: [Damage; 3] = [
+    let damage: [Damage; 4] = [
         ("torn line", |dir| {
             use std::io::Write as _;
             let mut journal = fs::File::options().append(true).open(dir.join("journal")).unwrap();
@@ -106,6 +106,7 @@ async fn a_torn_line_is_cut_off_and_a_lost_or_broken_index_is_made_again() {
         }),
         ("lost index", |dir| fs::remove_dir_all(dir.join("index")).unwrap()),
         ("broken index", |dir| fs::write(dir.join("index/db"), "nonsense").unwrap()),
+        ("index that is not trusted", |dir| fs::write(dir.join("index.damaged"), "").unwrap()),
     ];
     for (what, break_it) in damage {
         drop(reopen(dir.path()));
@@ -117,6 +118,32 @@ async fn a_torn_line_is_cut_off_and_a_lost_or_broken_index_is_made_again() {
     }
     let text = fs::read_to_string(journal).unwrap();
     assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
+}
+
+#[tokio::test]
+async fn a_journal_that_is_mostly_history_becomes_small_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let kept = store.put(object("kept", 7)).await.unwrap();
+    store.put(object("deleted", 7)).await.unwrap();
+    store.delete(&key("deleted"), None).await.unwrap();
+    let mut large = store.put(object("large", 0)).await.unwrap();
+    for round in 0..50 {
+        large.body = json!(format!("{round} {}", "x".repeat(200_000)));
+        large = store.put(large).await.unwrap();
+    }
+    let size = fs::metadata(dir.path().join("journal")).unwrap().len();
+    assert!(size < 8 << 20, "the journal has {size} bytes");
+    drop(store);
+    wait_for_lock(dir.path());
+    // From the journal alone.
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = reopen(dir.path());
+    assert_eq!(store.get(&key("kept")).await.unwrap(), Some(kept));
+    assert_eq!(store.get(&key("deleted")).await.unwrap(), None);
+    assert_eq!(store.get(&key("large")).await.unwrap().as_ref(), Some(&large));
+    let next = store.put(object("next", 1)).await.unwrap();
+    assert!(next.version > large.version, "versions go on");
 }
 
 /// A store that was dropped ends a moment later.
