@@ -190,6 +190,7 @@ impl Writer {
         let mut pending: HashMap<Key, Option<Object>> = HashMap::new();
         let mut entries = Vec::new();
         let mut answers: Vec<Answer> = Vec::new();
+        let mut refused = Vec::new();
         for Command { request, answer } in group {
             let first = self.journal.last_seq + 1;
             let seq = first + entries.len() as u64;
@@ -207,9 +208,17 @@ impl Writer {
                     entries.push(entry);
                     answers.push((answer, written));
                 }
-                Err(error) => drop(answer.send(Err(error))),
+                Err(error) => refused.push((answer, error)),
             }
         }
+        self.write_and_answer(entries, answers);
+        // Only now: who hears of a conflict finds what it is with.
+        for (answer, error) in refused {
+            let _ = answer.send(Err(error));
+        }
+    }
+
+    fn write_and_answer(&mut self, entries: Vec<Entry>, answers: Vec<Answer>) {
         if entries.is_empty() {
             return;
         }
@@ -261,9 +270,7 @@ impl Writer {
             }
             Request::Delete { key, version } => match current(&key)? {
                 None => Err(Error::NotFound(key)),
-                Some(found) if version.is_some_and(|version| version != found.version) => {
-                    Err(Error::Conflict(key))
-                }
+                Some(found) if version.is_some_and(|version| version != found.version) => Err(Error::Conflict(key)),
                 Some(_) => Ok(Write::Delete(key)),
             },
         }
