@@ -132,6 +132,8 @@ impl Authenticator for Auth {
         };
         let result = match token {
             Some(token) => self.verify(&token).await.map(|claims| match claims {
+                // What others there are is nothing to a build.
+                Some(_) if action == Action::Catalog => Verdict::Denied,
                 Some(claims) if repository.is_none_or(|repository| claims.grants(repository, action)) => {
                     Verdict::Allowed
                 }
@@ -139,7 +141,11 @@ impl Authenticator for Auth {
                 None => Verdict::Unknown,
             }),
             None => self.check_basic(header).await.map(|principal| match principal {
-                Some(principal) if principal.role == Role::Admin || action == Action::Pull => Verdict::Allowed,
+                Some(principal)
+                    if principal.role == Role::Admin || matches!(action, Action::Pull | Action::Catalog) =>
+                {
+                    Verdict::Allowed
+                }
                 Some(_) => Verdict::Denied,
                 None => Verdict::Unknown,
             }),

@@ -16,6 +16,7 @@ mod uploads;
 use std::{collections::HashSet, sync::Arc};
 
 use futures::StreamExt as _;
+use tokio::sync::RwLock;
 
 pub use authenticator::{Action, Authenticator, Verdict};
 pub use error::Error;
@@ -33,8 +34,10 @@ use crate::{
 
 /// The largest manifest, in bytes.
 pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
-/// How long a blob that no manifest names is kept, in seconds.
-const UNUSED_BLOB_SECONDS: i64 = 24 * 3600;
+/// How long a blob that no manifest names is kept, and a manifest that lost its tag, in seconds.
+const UNUSED_SECONDS: i64 = 24 * 3600;
+/// A record that is written again, and is older than this, becomes new. In seconds.
+const REFRESH_SECONDS: i64 = 3600;
 
 /// The registry, for the daemon's own rooms; [`router`](Self::router) is for everybody else.
 #[derive(Clone)]
@@ -46,6 +49,9 @@ struct Inner {
     objects: Objects,
     blobs: SharedBlobs,
     uploads: Uploads,
+    /// Shared by those who add to repositories, held alone by who forgets: nothing is forgotten while something that names
+    /// it is on its way in.
+    turn: RwLock<()>,
 }
 
 /// The documents of an image.
@@ -57,7 +63,7 @@ pub struct Image {
 
 impl Registry {
     pub fn new(objects: Objects, blobs: SharedBlobs) -> Self {
-        Self { inner: Arc::new(Inner { objects, blobs, uploads: Uploads::default() }) }
+        Self { inner: Arc::new(Inner { objects, blobs, uploads: Uploads::default(), turn: RwLock::default() }) }
     }
 
     /// The HTTP API below `/v2/`.
@@ -76,6 +82,7 @@ impl Registry {
 
     /// Names an image whose manifest and blobs are in the blob store already.
     pub async fn publish(&self, repository: &str, tag: &str, manifest: Digest) -> Result<(), Error> {
+        let _turn = self.inner.turn.read().await;
         let bytes = self.read(&manifest).await?.ok_or(Error::ManifestUnknown(manifest.to_string()))?;
         let parsed: Manifest = serde_json::from_slice(&bytes).map_err(Error::ManifestInvalid)?;
         let mut blobs: Vec<Digest> = parsed.layers.iter().map(|layer| layer.digest).collect();
@@ -116,6 +123,7 @@ impl Registry {
 
     /// Forgets a repository. Its blobs are deleted when nothing else refers to them.
     pub async fn delete_repository(&self, repository: &str) -> Result<(), Error> {
+        let _turn = self.inner.turn.write().await;
         for record in self.records(repository).await? {
             self.remove(repository, &record.item).await?;
         }
@@ -124,6 +132,7 @@ impl Registry {
 
     /// Deletes a tag, and its manifest when no other tag has it.
     pub async fn delete_tag(&self, repository: &str, tag: &str) -> Result<(), Error> {
+        let _turn = self.inner.turn.write().await;
         let Some(digest) = self.resolve(repository, tag).await? else { return Ok(()) };
         self.remove(repository, &Item::Tag(tag.to_owned())).await?;
         let others = self.records(repository).await?;
@@ -131,18 +140,41 @@ impl Registry {
         if tagged { Ok(()) } else { self.remove(repository, &Item::Manifest(digest)).await.map(drop) }
     }
 
-    /// Everything that any repository has, after blobs that no manifest of theirs names and that are old are forgotten.
+    /// What an image consists of: the digests of its manifest, configuration and layers, whichever repository has them.
+    /// Nothing when its manifest is gone.
+    pub async fn parts(&self, manifest: &Digest) -> Result<Vec<Digest>, Error> {
+        let Some(bytes) = self.read(manifest).await? else { return Ok(Vec::new()) };
+        let parsed: Manifest = serde_json::from_slice(&bytes).map_err(Error::ManifestInvalid)?;
+        let mut parts = vec![*manifest, parsed.config.digest];
+        parts.extend(parsed.layers.iter().map(|layer| layer.digest));
+        Ok(parts)
+    }
+
+    /// Everything that any repository has, after what is old and nothing names was forgotten: blobs, and where
+    /// tags move on, the manifests that they left behind.
     pub async fn references(&self) -> Result<HashSet<Digest>, Error> {
+        let now = Timestamp::now().as_second();
         let mut kept = HashSet::new();
         for repository in self.repositories().await? {
+            let _turn = self.inner.turn.write().await;
             let records = self.records(&repository).await?;
-            let named: HashSet<Digest> = records.iter().flat_map(|record| record.names.iter().copied()).collect();
-            for record in records {
-                let fresh = Timestamp::now().as_second() - record.created_at.as_second() < UNUSED_BLOB_SECONDS;
-                if matches!(record.item, Item::Blob(_)) && !fresh && !named.contains(&record.digest) {
-                    self.remove(&repository, &record.item).await?;
-                } else {
+            let is_fresh = |record: &Record| now - record.created_at.as_second() < UNUSED_SECONDS;
+            let manifests = live_manifests(&records, |record| !tags_may_move(&repository) || is_fresh(record));
+            let named: HashSet<Digest> = records
+                .iter()
+                .filter(|record| is_live(record, &manifests))
+                .flat_map(|record| record.names.clone())
+                .collect();
+            for record in &records {
+                let keep = match record.item {
+                    Item::Tag(_) => true,
+                    Item::Manifest(digest) => manifests.contains(&digest),
+                    Item::Blob(digest) => is_fresh(record) || named.contains(&digest),
+                };
+                if keep {
                     kept.insert(record.digest);
+                } else {
+                    self.remove(&repository, &record.item).await?;
                 }
             }
         }
@@ -151,6 +183,10 @@ impl Registry {
 
     /// Lets a repository have a blob.
     async fn link(&self, repository: &str, digest: Digest) -> Result<(), Error> {
+        // It may be old, and nothing may have named it until now.
+        if !self.inner.blobs.touch(&digest).await? {
+            return Err(Error::BlobUnknown(digest.to_string()));
+        }
         self.write(Record::new(repository, Item::Blob(digest), digest)).await
     }
 
@@ -168,11 +204,16 @@ impl Registry {
         Ok(records.into_iter().map(|stored| stored.value).collect())
     }
 
-    /// Creates or replaces a record.
+    /// Creates a record, or replaces the one that is there.
     async fn write(&self, record: Record) -> Result<(), Error> {
         loop {
             match self.inner.objects.get::<Record>(&record.item.key(&record.repository)).await? {
-                Some(stored) if stored.value.same_as(&record) => return Ok(()),
+                Some(stored)
+                    if stored.value.same_as(&record)
+                        && record.created_at.as_second() - stored.value.created_at.as_second() < REFRESH_SECONDS =>
+                {
+                    return Ok(());
+                }
                 Some(mut stored) => {
                     stored.value = record.clone();
                     match self.inner.objects.update(&stored).await {
@@ -213,6 +254,31 @@ impl Registry {
     async fn writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
         Ok(self.inner.blobs.writer().await?)
     }
+}
+
+/// The manifests that a tag has, that are kept anyway, and that these name or are about.
+fn live_manifests(records: &[Record], is_kept: impl Fn(&Record) -> bool) -> HashSet<Digest> {
+    let manifests = || records.iter().filter(|record| matches!(record.item, Item::Manifest(_)));
+    let tags = records.iter().filter(|record| matches!(record.item, Item::Tag(_))).map(|record| record.digest);
+    let mut live: HashSet<Digest> =
+        tags.chain(manifests().filter(|record| is_kept(record)).map(|record| record.digest)).collect();
+    loop {
+        let before = live.len();
+        for record in manifests() {
+            if live.contains(&record.digest) {
+                live.extend(&record.names);
+            } else if record.subject.is_some_and(|subject| live.contains(&subject)) {
+                live.insert(record.digest);
+            }
+        }
+        if live.len() == before {
+            return live;
+        }
+    }
+}
+
+fn is_live(record: &Record, manifests: &HashSet<Digest>) -> bool {
+    matches!(record.item, Item::Manifest(digest) if manifests.contains(&digest))
 }
 
 /// May a tag of this repository be given to another image?

@@ -51,6 +51,8 @@ fn unpack_tar(tar: impl Read, dest: &Path, ownership: Ownership) -> io::Result<U
         unpacked.bytes += unpack_entry(&mut tree, &name, &mut entry, ownership)?;
         unpacked.entries += 1;
     }
+    // What comes after the end mark has the sum of the compressed stream.
+    io::copy(&mut archive.into_inner(), &mut io::sink())?;
     tree.finish()?;
     Ok(unpacked)
 }

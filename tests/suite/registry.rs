@@ -1,16 +1,18 @@
 //! The registry, with its own client and with skopeo.
 
-use std::{process::Command, sync::Arc};
+use std::{collections::HashSet, process::Command, sync::Arc};
 
 use async_trait::async_trait;
 use epiniod::{
     blob::DiskBlobs,
+    model::Digest,
     oci::{
         Client, Compression, ConfigFile, Descriptor, MEDIA_TYPE_CONFIG, Manifest, RootFs,
         registry::{Action, Authenticator, Registry, Verdict},
     },
-    store::{DiskStore, Objects},
+    store::{DiskStore, Kind, Objects, Page, SharedStore},
 };
+use serde_json::json;
 use tempfile::TempDir;
 
 /// The password `letmein` may do everything but delete.
@@ -30,6 +32,7 @@ impl Authenticator for Password {
 
 struct Place {
     _dir: TempDir,
+    store: SharedStore,
     registry: Registry,
     address: String,
     client: Client,
@@ -38,14 +41,14 @@ struct Place {
 async fn start() -> Place {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    let objects = Objects::new(DiskStore::open(&dir.path().join("store")).unwrap());
-    let registry = Registry::new(objects, DiskBlobs::open(&dir.path().join("blobs")).unwrap());
+    let store: SharedStore = DiskStore::open(&dir.path().join("store")).unwrap();
+    let registry = Registry::new(Objects::new(Arc::clone(&store)), DiskBlobs::open(&dir.path().join("blobs")).unwrap());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let router = registry.router(Arc::new(Password));
     tokio::spawn(async move { axum::serve(listener, router).await });
     let client = Client::new(&address, "letmein").unwrap();
-    Place { _dir: dir, registry, address, client }
+    Place { _dir: dir, store, registry, address, client }
 }
 
 /// An image of one layer; its manifest's digest.
@@ -120,6 +123,91 @@ async fn a_blob_is_read_only_where_it_is_and_by_whom_it_may() {
     assert!(open.headers().contains_key("WWW-Authenticate"));
     assert!(place.client.mount("workspace/other", "workspace/mine", &layer.digest).await.unwrap());
     assert_eq!(status(&place, "GET", &path("workspace/other"), None).await.0, 200);
+}
+
+/// Puts a manifest; the status and the answer.
+async fn put_manifest(place: &Place, path: &str, media_type: &str, body: Vec<u8>) -> (u16, String) {
+    let request = reqwest::Client::new().put(format!("http://{}{path}", place.address)).body(body);
+    let request = request.header("Content-Type", media_type).basic_auth("token", Some("letmein"));
+    let response = request.send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
+/// Makes everything that repositories have two days old.
+async fn age(place: &Place) {
+    let page = Page { namespace: None, after: None, limit: 1000 };
+    for mut object in place.store.list(Kind::Repository, &page).await.unwrap().objects {
+        object.body["created_at"] = json!("2020-01-01T00:00:00Z");
+        place.store.put(object).await.unwrap();
+    }
+}
+
+/// The digests of an image: manifest, configuration, layer.
+async fn parts(place: &Place, repository: &str, tag: &str) -> HashSet<Digest> {
+    let digest = place.registry.resolve(repository, tag).await.unwrap().expect("a tag");
+    let parts = place.registry.parts(&digest).await.unwrap();
+    assert_eq!(parts.len(), 3);
+    parts.into_iter().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_taken_is_refused_in_the_words_of_the_specification() {
+    let place = start().await;
+    push(&place, "workspace/app", "one", b"hello").await.unwrap();
+    assert!(
+        matches!(status(&place, "GET", "/v2/no/such/tags/list", None).await, (404, text) if text.contains("NAME_UNKNOWN"))
+    );
+    assert!(
+        matches!(status(&place, "GET", "/v2/No/tags/list", None).await, (400, text) if text.contains("NAME_INVALID"))
+    );
+    let path = "/v2/workspace/app/manifests/two";
+    let oci = "application/vnd.oci.image.manifest.v1+json";
+    let (code, text) = put_manifest(&place, path, oci, vec![b' '; (4 << 20) + 1]).await;
+    assert!(code == 413 && text.contains("4 MiB"), "{code} {text}");
+    let (code, text) = put_manifest(&place, path, "application/x-tar", b"{}".to_vec()).await;
+    assert!(code == 400 && text.contains("'application/x-tar' are not known"), "{code} {text}");
+    let (code, text) = put_manifest(&place, path, oci, b"{".to_vec()).await;
+    assert!(code == 400 && text.contains("MANIFEST_INVALID"), "{code} {text}");
+    let missing = json!({ "layers": [{ "digest": Digest::of("nothing").to_string() }] });
+    let (code, text) = put_manifest(&place, path, oci, missing.to_string().into_bytes()).await;
+    assert!(code == 400 && text.contains("MANIFEST_BLOB_UNKNOWN"), "{code} {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_who_give_a_tag_at_once_one_is_refused() {
+    let place = start().await;
+    for round in 0..10 {
+        let tag = format!("tag-{round}");
+        let (one, two) =
+            tokio::join!(push(&place, "workspace/app", &tag, b"one"), push(&place, "workspace/app", &tag, b"two"));
+        let (kept, refused) = if one.is_ok() { (one, two) } else { (two, one) };
+        assert!(refused.unwrap_err().contains("cannot be moved"));
+        let named = place.registry.resolve("workspace/app", &tag).await.unwrap().unwrap();
+        assert_eq!(named.to_string(), kept.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_tag_leads_to_is_forgotten_where_tags_move_and_when_it_is_old() {
+    let place = start().await;
+    let (app, cache) = ("workspace/app", "epiniod/cache/workspace/app");
+    push(&place, app, "one", b"an application").await.unwrap();
+    push(&place, cache, "latest", b"a cache").await.unwrap();
+    let left_behind = parts(&place, cache, "latest").await;
+    push(&place, cache, "latest", b"a newer cache").await.unwrap();
+    let kept: HashSet<Digest> = &parts(&place, app, "one").await | &parts(&place, cache, "latest").await;
+    let all = place.registry.references().await.unwrap();
+    assert!(all.is_superset(&left_behind) && all.is_superset(&kept), "somebody may be reading what is new");
+    age(&place).await;
+    assert_eq!(place.registry.references().await.unwrap(), kept);
+    assert_eq!(place.registry.references().await.unwrap(), kept, "once more");
+
+    push(&place, app, "two", b"an application").await.unwrap();
+    place.registry.delete_tag(app, "one").await.unwrap();
+    assert_eq!(parts(&place, app, "two").await.len(), 3, "another tag has the same image");
+    place.registry.delete_tag(app, "two").await.unwrap();
+    age(&place).await;
+    assert_eq!(place.registry.references().await.unwrap(), parts(&place, cache, "latest").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,8 @@ pub enum Action {
     Pull,
     Push,
     Delete,
+    /// To list the repositories there are.
+    Catalog,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -41,6 +41,7 @@ impl Registry {
     }
 
     pub(super) async fn delete_blob(&self, repository: &str, digest: Digest) -> Result<Response, Error> {
+        let _turn = self.inner.turn.write().await;
         if self.remove(repository, &Item::Blob(digest)).await? {
             Ok(StatusCode::ACCEPTED.into_response())
         } else {

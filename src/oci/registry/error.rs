@@ -20,6 +20,8 @@ pub enum Error {
     TagTaken { repository: String, tag: String, existing: Digest },
     #[error("'{0}' is not the name of a repository")]
     NameInvalid(String),
+    #[error("there is no repository '{0}'")]
+    NameUnknown(String),
     #[error("no blob {0} here")]
     BlobUnknown(String),
     #[error("no manifest {0} here")]
@@ -28,6 +30,8 @@ pub enum Error {
     ManifestBlobUnknown(Digest),
     #[error("the manifest cannot be read")]
     ManifestInvalid(#[source] serde_json::Error),
+    #[error("manifests of type '{0}' are not known here; push an OCI or a Docker (v2) image")]
+    ManifestKind(String),
     #[error("a manifest may have 4 MiB at most")]
     TooLarge,
     #[error("'{0}' is not a SHA-256 digest, the only kind that is taken here")]
@@ -68,10 +72,11 @@ impl Error {
             Self::Denied => (StatusCode::FORBIDDEN, "DENIED"),
             Self::TagTaken { .. } => (StatusCode::CONFLICT, "DENIED"),
             Self::NameInvalid(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
+            Self::NameUnknown(_) => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
             Self::BlobUnknown(_) => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
             Self::ManifestUnknown(_) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
             Self::ManifestBlobUnknown(_) => (StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
-            Self::ManifestInvalid(_) => (StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
+            Self::ManifestInvalid(_) | Self::ManifestKind(_) => (StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
             Self::DigestInvalid(_) | Self::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
             Self::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),

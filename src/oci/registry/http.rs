@@ -56,6 +56,7 @@ async fn answer(server: &Server, parameters: &Parameters, request: Request) -> R
     let path = head.uri.path().to_owned();
     let (repository, resource) = parse(&path)?;
     let action = match head.method {
+        _ if matches!(resource, Resource::Catalog) => Action::Catalog,
         Method::GET | Method::HEAD => Action::Pull,
         Method::DELETE if !matches!(resource, Resource::Upload(_)) => Action::Delete,
         _ => Action::Push,

@@ -14,10 +14,12 @@ use super::{
     http::{Parameters, created},
     record::{Item, Record},
     tags_may_move,
+    uploads::SILENCE,
 };
 use crate::{
     model::Digest,
     oci::manifest::{MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST},
+    store,
 };
 
 impl Registry {
@@ -44,8 +46,14 @@ impl Registry {
         body: Body,
     ) -> Result<Response, Error> {
         let limited = http_body_util::Limited::new(body, MAX_MANIFEST_BYTES);
-        let bytes = limited.collect().await.map_err(|_| Error::TooLarge)?.to_bytes();
+        let bytes = match tokio::time::timeout(SILENCE, limited.collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(Error::TooLarge),
+            Ok(Err(error)) => return Err(Error::Interrupted(std::io::Error::other(error))),
+            Err(_) => return Err(Error::Interrupted(std::io::ErrorKind::TimedOut.into())),
+        };
         let said = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let _turn = self.inner.turn.read().await;
         let (digest, subject) = self.check_and_add(repository, reference, &bytes, said).await?;
         let mut response = created(format!("/v2/{repository}/manifests/{digest}"), digest);
         if let Some(subject) = subject {
@@ -58,6 +66,7 @@ impl Registry {
 
     /// A tag is deleted alone; a digest with all its tags.
     pub(super) async fn delete_manifest(&self, repository: &str, reference: &str) -> Result<Response, Error> {
+        let _turn = self.inner.turn.write().await;
         let unknown = || Error::ManifestUnknown(reference.to_owned());
         let digest = self.resolve(repository, reference).await?.ok_or_else(unknown)?;
         if reference.parse::<Digest>().is_err() {
@@ -76,7 +85,7 @@ impl Registry {
     pub(super) async fn list_tags(&self, repository: &str, parameters: &Parameters) -> Result<Response, Error> {
         let records = self.records(repository).await?;
         if records.is_empty() {
-            return Err(Error::NameInvalid(repository.to_owned()));
+            return Err(Error::NameUnknown(repository.to_owned()));
         }
         let (tags, link) = page(self.tags(repository).await?, parameters, &format!("/v2/{repository}/tags/list"))?;
         Ok((link, Json(json!({ "name": repository, "tags": tags }))).into_response())
@@ -145,19 +154,36 @@ impl Registry {
         {
             return Err(Error::TagTaken { repository: repository.to_owned(), tag: tag.to_owned(), existing });
         }
+        let media_type = checked_type(manifest.get("mediaType").and_then(Value::as_str).or(said))?;
         let names = self.checked_names(repository, &manifest).await?;
         let mut writer = self.writer().await?;
         writer.write(bytes::Bytes::copy_from_slice(bytes)).await?;
         writer.finish(Some(digest)).await?;
-        let own = manifest.get("mediaType").and_then(Value::as_str);
         let subject = manifest.pointer("/subject/digest").and_then(Value::as_str).and_then(|text| text.parse().ok());
         let record = Record::new(repository, Item::Manifest(digest), digest);
-        let media_type = own.or(said).map(str::to_owned);
         self.write(Record { media_type, names, subject, ..record }).await?;
         if let Some(tag) = tag {
-            self.write(Record::new(repository, Item::Tag(tag.to_owned()), digest)).await?;
+            self.tag(repository, tag, digest).await?;
         }
         Ok((digest, subject))
+    }
+
+    /// Of two who give the same tag at once, where tags stay, one is refused.
+    async fn tag(&self, repository: &str, tag: &str, digest: Digest) -> Result<(), Error> {
+        let record = Record::new(repository, Item::Tag(tag.to_owned()), digest);
+        if tags_may_move(repository) {
+            return self.write(record).await;
+        }
+        loop {
+            match self.inner.objects.create(&record).await {
+                Err(store::Error::Conflict(_)) => {}
+                result => return Ok(result.map(drop)?),
+            }
+            if let Some(existing) = self.resolve(repository, tag).await? {
+                let taken = || Error::TagTaken { repository: repository.to_owned(), tag: tag.to_owned(), existing };
+                return if existing == digest { Ok(()) } else { Err(taken()) };
+            }
+        }
     }
 
     /// Everything that a manifest names; all of it has to be there.
@@ -169,7 +195,8 @@ impl Registry {
         blobs.extend(manifest.get("config").cloned());
         for descriptor in &blobs {
             let digest = digest_of(descriptor).ok_or_else(|| Error::DigestInvalid(descriptor.to_string()))?;
-            if !self.has_blob(repository, digest).await? {
+            // Until now perhaps nothing named it.
+            if !self.has_blob(repository, digest).await? || !self.inner.blobs.touch(&digest).await? {
                 return Err(Error::ManifestBlobUnknown(digest));
             }
             names.push(digest);
@@ -193,6 +220,24 @@ fn checked_tag(tag: &str) -> Result<&str, Error> {
         && tag.bytes().all(|c| word(c) || matches!(c, b'.' | b'-'));
     if good { Ok(tag) } else { Err(Error::ManifestUnknown(tag.chars().take(130).collect())) }
 }
+
+/// Those that we and our clients can read; parameters do not matter.
+fn checked_type(said: Option<&str>) -> Result<Option<String>, Error> {
+    let Some(said) = said else { return Ok(None) };
+    let plain = said.split(';').next().unwrap_or_default().trim();
+    if MEDIA_TYPES.contains(&plain) {
+        Ok(Some(plain.to_owned()))
+    } else {
+        Err(Error::ManifestKind(plain.chars().take(100).collect()))
+    }
+}
+
+const MEDIA_TYPES: [&str; 4] = [
+    MEDIA_TYPE_MANIFEST,
+    MEDIA_TYPE_INDEX,
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
 
 fn artifact_type(manifest: &Value) -> Option<String> {
     let own = manifest.get("artifactType").and_then(Value::as_str);

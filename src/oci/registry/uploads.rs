@@ -22,6 +22,8 @@ use crate::{blob::BlobWriter, model::Digest};
 
 /// An upload that is not used for so long is given up.
 const LIFETIME: Duration = Duration::from_secs(3600);
+/// How long a client may be silent in the middle of a request. One that compresses much into little sends seldom.
+pub(super) const SILENCE: Duration = Duration::from_secs(300);
 /// How many there may be at once.
 const MAX_UPLOADS: usize = 256;
 
@@ -73,10 +75,14 @@ impl Uploads {
 impl Registry {
     /// Lets a repository have a blob of another one; none when that one does not have it.
     pub(super) async fn mount(&self, repository: &str, from: &str, digest: Digest) -> Result<Option<Response>, Error> {
-        if !self.has_blob(from, digest).await? || self.inner.blobs.size(&digest).await?.is_none() {
+        let _turn = self.inner.turn.read().await;
+        if !self.has_blob(from, digest).await? {
             return Ok(None);
         }
-        self.link(repository, digest).await?;
+        match self.link(repository, digest).await {
+            Err(Error::BlobUnknown(_)) => return Ok(None),
+            result => result?,
+        }
         Ok(Some(created(format!("/v2/{repository}/blobs/{digest}"), digest)))
     }
 
@@ -149,6 +155,7 @@ impl Registry {
 
     async fn keep(&self, repository: &str, writer: Box<dyn BlobWriter>, digest: Digest) -> Result<Response, Error> {
         writer.finish(Some(digest)).await?;
+        let _turn = self.inner.turn.read().await;
         self.link(repository, digest).await?;
         Ok(created(format!("/v2/{repository}/blobs/{digest}"), digest))
     }
@@ -157,11 +164,13 @@ impl Registry {
 /// Streams a body into a blob.
 async fn copy(body: Body, writer: &mut Box<dyn BlobWriter>) -> Result<(), Error> {
     let mut stream = body.into_data_stream();
-    while let Some(part) = stream.next().await {
+    loop {
+        let part = tokio::time::timeout(SILENCE, stream.next()).await;
+        let part = part.map_err(|_| Error::Interrupted(std::io::ErrorKind::TimedOut.into()))?;
+        let Some(part) = part else { return Ok(()) };
         let part = part.map_err(|error| Error::Interrupted(std::io::Error::other(error)))?;
         writer.write(part).await?;
     }
-    Ok(())
 }
 
 /// A chunk has to begin where the one before ended. Without a range it does.
