@@ -27,6 +27,7 @@ mod deb;
 mod definition;
 mod download;
 mod error;
+mod expire;
 mod fixups;
 mod image;
 mod index;
