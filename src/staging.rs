@@ -113,6 +113,10 @@ impl Stagings {
         let no_source = || Error::NoSuchSource(blob_uid.to_owned());
         let source = self.rooms.objects.get::<Source>(&Source::key_of(&app.namespace, blob_uid)).await?;
         let source = source.filter(|source| source.value.app == app.name).ok_or_else(no_source)?.value;
+        // It may be old, and a garbage collection on its way.
+        if !self.rooms.blobs.touch(&source.digest).await? {
+            return Err(no_source());
+        }
         let staging = Staging {
             id: new_stage_id(),
             namespace: app.namespace.clone(),

@@ -5,13 +5,16 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    base::Bases,
+    base::{self, Bases},
     blob::SharedBlobs,
-    model::{App, AppName, Digest, ImageName, Namespace, Release, SYSTEM_REPOSITORY, Staging, Timestamp},
+    model::{
+        App, AppName, Digest, ImageName, Namespace, Release, SYSTEM_REPOSITORY, StageId, Staging, StagingState,
+        Timestamp,
+    },
     oci::registry::Registry,
     runtime::SharedRuntime,
     source::Sources,
-    store::{Key, Objects},
+    store::{self, Key, Objects, Resource},
 };
 
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -21,6 +24,8 @@ const FIRST: Duration = Duration::from_secs(300);
 const GRACE: i64 = 3600;
 /// Uploads that no staging was made of are kept for so long, in seconds.
 const UPLOAD_LIFETIME: i64 = 24 * 3600;
+/// Bases that were made or used within this time are kept, in seconds.
+const BASE_LIFETIME: i64 = 7 * 24 * 3600;
 const PAGE: usize = 1000;
 
 /// What a collection looks through.
@@ -52,80 +57,110 @@ pub(super) async fn run(garbage: Arc<Garbage>, stop: CancellationToken) {
 }
 
 impl Garbage {
+    /// Lists are old as soon as they are there: before anything is deleted, it is looked whether it is still unused.
     async fn collect(&self) -> Result<u64, Failure> {
-        let apps: Vec<App> = self.objects.list::<App>(None).await?.into_iter().map(|stored| stored.value).collect();
-        let there: HashSet<(&Namespace, &AppName)> = apps.iter().map(|app| (&app.namespace, &app.name)).collect();
-        let stagings = self.stagings_of(&there).await?;
-        let releases: Vec<Release> =
-            self.objects.list::<Release>(None).await?.into_iter().map(|stored| stored.value).collect();
-        self.forget_repositories(&there, &stagings, &releases).await?;
         let now = Timestamp::now().as_second();
+        self.forget_stagings().await?;
+        self.forget_images().await?;
+        self.forget_bases(now - BASE_LIFETIME).await?;
 
-        let used: HashSet<&str> = apps.iter().filter_map(|app| app.blob_uid.as_deref()).collect();
-        let staged: HashSet<&str> = stagings.iter().map(|staging| staging.blob_uid.as_str()).collect();
-        let needed = |uid: &str| used.contains(uid) || staged.contains(uid);
-        let sources =
-            self.sources.expire(|source| needed(&source.uid), Timestamp::from_second(now - UPLOAD_LIFETIME)).await?;
-
+        let uploads = self.uploads_in_use().await?;
+        let old = Timestamp::from_second(now - UPLOAD_LIFETIME);
+        let sources = self.sources.expire(|source| uploads.contains(&source.uid), old).await?;
         let mut keep: HashSet<Digest> = self.registry.references().await?;
         keep.extend(self.bases.references().await?);
         keep.extend(sources.iter().map(|source| source.digest));
+        let stagings = self.all::<Staging>().await?;
+        keep.extend(stagings.iter().map(|staging| staging.source));
         keep.extend(stagings.iter().flat_map(|staging| staging.log.iter().copied()));
-        let mut images: Vec<ImageName> = releases.into_iter().map(|release| release.image).collect();
+
+        let mut images: Vec<ImageName> =
+            self.all::<Release>().await?.into_iter().map(|release| release.image).collect();
+        let made = stagings.into_iter().filter(|staging| staging.state == StagingState::Done);
+        // Whatever became of their repository: what runs, and what may be deployed, is there.
+        for image in made.filter_map(|staging| staging.image).chain(images.iter().cloned()) {
+            keep.extend(self.registry.parts(&image.digest).await?);
+        }
         // A build may be standing on any of the bases.
-        for tag in self.registry.tags(crate::base::REPOSITORY).await? {
-            let found = self.registry.resolve(crate::base::REPOSITORY, &tag).await?;
-            images.extend(found.map(|digest| ImageName::new(crate::base::REPOSITORY, digest)));
+        for tag in self.registry.tags(base::REPOSITORY).await? {
+            let found = self.registry.resolve(base::REPOSITORY, &tag).await?;
+            images.extend(found.map(|digest| ImageName::new(base::REPOSITORY, digest)));
         }
         self.runtime.collect(&images).await?;
         self.sweep(&keep, now - GRACE).await
     }
 
-    /// The stagings of applications that are there; the others are deleted.
-    async fn stagings_of(&self, there: &HashSet<(&Namespace, &AppName)>) -> Result<Vec<Staging>, Failure> {
-        let mut kept = Vec::new();
-        for stored in self.objects.list::<Staging>(None).await? {
-            let staging = stored.value;
-            if there.contains(&(&staging.namespace, &staging.app)) || !staging.state.is_final() {
-                kept.push(staging);
-            } else {
-                self.objects.delete(&Key::staging(&staging.namespace, &staging.id)).await?;
+    /// Stagings of applications that are gone.
+    async fn forget_stagings(&self) -> Result<(), Failure> {
+        for staging in self.all::<Staging>().await? {
+            if !staging.state.is_final() || self.is_there(&staging.namespace, &staging.app).await? {
+                continue;
             }
-        }
-        Ok(kept)
-    }
-
-    /// Repositories of applications that are gone, and tags that neither a staging nor a release has.
-    async fn forget_repositories(
-        &self,
-        there: &HashSet<(&Namespace, &AppName)>,
-        stagings: &[Staging],
-        releases: &[Release],
-    ) -> Result<(), Failure> {
-        for repository in self.registry.repositories().await? {
-            let cache = repository.strip_prefix(&format!("{SYSTEM_REPOSITORY}/cache/"));
-            let Some((namespace, app)) = cache.unwrap_or(&repository).split_once('/') else { continue };
-            let (Ok(namespace), Ok(app)) = (namespace.parse::<Namespace>(), app.parse::<AppName>()) else { continue };
-            if !there.contains(&(&namespace, &app)) {
-                self.registry.delete_repository(&repository).await?;
-            } else if cache.is_none() {
-                self.forget_tags(&repository, stagings, releases).await?;
+            match self.objects.delete(&Key::staging(&staging.namespace, &staging.id)).await {
+                Ok(()) | Err(store::Error::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
-    async fn forget_tags(&self, repository: &str, stagings: &[Staging], releases: &[Release]) -> Result<(), Failure> {
+    /// Caches of applications that are gone, and images of stagings that are gone. Images that somebody else pushed have
+    /// tags that are no stage ids, and stay.
+    async fn forget_images(&self) -> Result<(), Failure> {
+        let caches = format!("{SYSTEM_REPOSITORY}/cache/");
+        for repository in self.registry.repositories().await? {
+            let cache = repository.strip_prefix(&caches);
+            let Some((namespace, app)) = cache.unwrap_or(&repository).split_once('/') else { continue };
+            let (Ok(namespace), Ok(app)) = (namespace.parse::<Namespace>(), app.parse::<AppName>()) else { continue };
+            if cache.is_none() {
+                self.forget_tags(&repository, &namespace).await?;
+            } else if !self.is_there(&namespace, &app).await? {
+                self.registry.delete_repository(&repository).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn forget_tags(&self, repository: &str, namespace: &Namespace) -> Result<(), Failure> {
         for tag in self.registry.tags(repository).await? {
-            let of_staging = stagings.iter().any(|staging| staging.id.as_str() == tag);
-            let of_release =
-                releases.iter().any(|release| release.stage_id.as_ref().is_some_and(|id| id.as_str() == tag));
-            // Tags that somebody else pushed are no stage ids, and stay.
-            if !of_staging && !of_release && tag.parse::<crate::model::StageId>().is_ok() {
+            let Ok(id) = tag.parse::<StageId>() else { continue };
+            if self.objects.get::<Staging>(&Key::staging(namespace, &id)).await?.is_some() {
+                continue;
+            }
+            let releases = self.objects.list::<Release>(Some(namespace.as_str())).await?;
+            if !releases.iter().any(|release| release.value.stage_id.as_ref() == Some(&id)) {
                 self.registry.delete_tag(repository, &tag).await?;
             }
         }
         Ok(())
+    }
+
+    /// Bases that were superseded, and that no staging that is kept was made on.
+    async fn forget_bases(&self, before: i64) -> Result<(), Failure> {
+        let stagings = self.all::<Staging>().await?;
+        let in_use = stagings.into_iter().filter_map(|staging| staging.basis).map(|basis| basis.lock).collect();
+        let old = self.bases.expire(&in_use, Timestamp::from_second(before)).await?;
+        for tag in self.registry.tags(base::REPOSITORY).await? {
+            if self.registry.resolve(base::REPOSITORY, &tag).await?.is_some_and(|digest| old.contains(&digest)) {
+                self.registry.delete_tag(base::REPOSITORY, &tag).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// By their uids: what applications were last made of, and what stagings are made of.
+    async fn uploads_in_use(&self) -> Result<HashSet<String>, Failure> {
+        let apps = self.all::<App>().await?.into_iter().filter_map(|app| app.blob_uid);
+        let stagings = self.all::<Staging>().await?.into_iter().map(|staging| staging.blob_uid);
+        Ok(apps.chain(stagings).collect())
+    }
+
+    async fn is_there(&self, namespace: &Namespace, app: &AppName) -> Result<bool, Failure> {
+        Ok(self.objects.get::<App>(&Key::app(namespace, app)).await?.is_some())
+    }
+
+    async fn all<T: Resource>(&self) -> Result<Vec<T>, Failure> {
+        Ok(self.objects.list::<T>(None).await?.into_iter().map(|stored| stored.value).collect())
     }
 
     async fn sweep(&self, keep: &HashSet<Digest>, before: i64) -> Result<u64, Failure> {
@@ -138,5 +173,197 @@ impl Garbage {
                 deleted += u64::from(self.blobs.delete_older(&blob.digest, Timestamp::from_second(before)).await?);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, time::SystemTime};
+
+    use async_trait::async_trait;
+    use futures::stream::BoxStream;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        blob::DiskBlobs,
+        model::ReleaseId,
+        oci::{Descriptor, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER_TAR, Manifest},
+        runtime::{self, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Workload, WorkloadStatus},
+        store::DiskStore,
+    };
+
+    /// Runs nothing, and has nothing to collect.
+    struct Idle;
+
+    #[async_trait]
+    impl Runtime for Idle {
+        async fn run(&self, _: Job, _: LogSink, _: CancellationToken) -> Result<Vec<StepOutcome>, runtime::Error> {
+            unimplemented!()
+        }
+        async fn discard(&self, _: &JobId) -> Result<(), runtime::Error> {
+            unimplemented!()
+        }
+        async fn jobs(&self) -> Result<Vec<JobId>, runtime::Error> {
+            unimplemented!()
+        }
+        async fn apply(&self, _: &Workload) -> Result<(), runtime::Error> {
+            unimplemented!()
+        }
+        async fn status(&self, _: &ReleaseId) -> Result<Option<WorkloadStatus>, runtime::Error> {
+            unimplemented!()
+        }
+        async fn workloads(&self) -> Result<Vec<ReleaseId>, runtime::Error> {
+            unimplemented!()
+        }
+        fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+            unimplemented!()
+        }
+        async fn remove(&self, _: &ReleaseId, _: Duration) -> Result<(), runtime::Error> {
+            unimplemented!()
+        }
+        async fn logs(
+            &self,
+            _: &Namespace,
+            _: &AppName,
+            _: LogQuery,
+        ) -> Result<BoxStream<'static, LogLine>, runtime::Error> {
+            unimplemented!()
+        }
+        async fn collect(&self, _: &[ImageName]) -> Result<(), runtime::Error> {
+            Ok(())
+        }
+        fn properties(&self) -> BTreeMap<&'static str, String> {
+            BTreeMap::new()
+        }
+    }
+
+    struct Nobody;
+
+    #[async_trait]
+    impl base::Publish for Nobody {
+        async fn publish(&self, _: &str, _: &str, _: Digest) -> Result<(), String> {
+            unimplemented!()
+        }
+    }
+
+    struct Place {
+        dir: tempfile::TempDir,
+        garbage: Garbage,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let objects = Objects::new(DiskStore::open(&dir.path().join("store")).unwrap());
+            let blobs: SharedBlobs = DiskBlobs::open(&dir.path().join("blobs")).unwrap();
+            let options = base::Options::new(dir.path(), base::Mirrors::default());
+            let bases = Arc::new(Bases::new(options, Arc::clone(&blobs), objects.clone(), Arc::new(Nobody)));
+            let sources = Arc::new(Sources::new(objects.clone(), Arc::clone(&blobs), crate::source::Limits::default()));
+            let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
+            let garbage = Garbage { objects, blobs, registry, runtime: Arc::new(Idle), bases, sources };
+            Self { dir, garbage }
+        }
+
+        async fn blob(&self, content: &[u8]) -> Digest {
+            let mut writer = self.garbage.blobs.writer().await.unwrap();
+            writer.write(bytes::Bytes::copy_from_slice(content)).await.unwrap();
+            writer.finish(None).await.unwrap().digest
+        }
+
+        /// An image of one layer under a tag; its parts.
+        async fn image(&self, repository: &str, tag: &str) -> Vec<Digest> {
+            let layer = self.blob(format!("layer of {repository}:{tag}").as_bytes()).await;
+            let config = self.blob(format!("{{\"of\":\"{repository}:{tag}\"}}").as_bytes()).await;
+            let layers = vec![Descriptor::new(MEDIA_TYPE_LAYER_TAR, layer, 1)];
+            let manifest = Manifest::image(Descriptor::new(MEDIA_TYPE_CONFIG, config, 1), layers);
+            let manifest = self.blob(&serde_json::to_vec(&manifest).unwrap()).await;
+            self.garbage.registry.publish(repository, tag, manifest).await.unwrap();
+            vec![manifest, config, layer]
+        }
+
+        async fn staging(&self, app: &str, id: &str, image: Option<Digest>) {
+            let staging: Staging = serde_json::from_value(json!({
+                "id": id, "namespace": "workspace", "app": app, "source": Digest::of("source"), "blob_uid": "uid",
+                "environment": {}, "created_at": "2020-01-01T00:00:00Z", "state": { "state": "done" },
+                "image": image.map(|image| ImageName::new(format!("workspace/{app}"), image)),
+                "timings": [], "basis": null, "log": [],
+            }))
+            .unwrap();
+            self.garbage.objects.create(&staging).await.unwrap();
+        }
+
+        async fn app(&self, name: &str) {
+            let app: App = serde_json::from_value(json!({
+                "namespace": "workspace", "name": name, "created_at": "2020-01-01T00:00:00Z", "username": "admin",
+                "instances": 1, "environment": {}, "routes": [], "origin": "None", "stage_id": null, "blob_uid": null,
+                "image": null, "release": null, "next_release": 1,
+            }))
+            .unwrap();
+            self.garbage.objects.create(&app).await.unwrap();
+        }
+
+        /// Makes every blob old.
+        fn age(&self) {
+            let mut folders = vec![self.dir.path().join("blobs/sha256")];
+            while let Some(folder) = folders.pop() {
+                for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                    match path.is_dir() {
+                        true => folders.push(path),
+                        false => fs::File::open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap(),
+                    }
+                }
+            }
+        }
+
+        async fn has(&self, digests: &[Digest]) -> bool {
+            let mut all = true;
+            for digest in digests {
+                all &= self.garbage.blobs.size(digest).await.unwrap().is_some();
+            }
+            all
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_used_stays_and_the_rest_goes() {
+        let place = Place::new();
+        let (kept, pruned, gone) = ("0000000000000001", "0000000000000002", "0000000000000003");
+        place.app("app").await;
+        let image = place.image("workspace/app", kept).await;
+        place.staging("app", kept, Some(image[0])).await;
+        place.image("workspace/app", pruned).await;
+        place.image("workspace/gone", gone).await;
+        place.staging("gone", gone, None).await;
+        place.image("epiniod/cache/workspace/gone", "latest").await;
+        let foreign = place.image("library/debian", "13").await;
+        let beside = place.image("workspace/gone", "by-hand").await;
+        let (loose, fresh) = (place.blob(b"loose").await, b"fresh");
+        place.age();
+        let fresh = place.blob(fresh).await;
+        place.garbage.collect().await.unwrap();
+
+        assert!(place.has(&image).await && place.has(&foreign).await && place.has(&beside).await);
+        assert!(place.has(&[fresh]).await && !place.has(&[loose]).await);
+        let registry = &place.garbage.registry;
+        assert_eq!(registry.tags("workspace/app").await.unwrap(), [kept]);
+        assert_eq!(registry.tags("workspace/gone").await.unwrap(), ["by-hand"]);
+        assert_eq!(registry.tags("library/debian").await.unwrap(), ["13"]);
+        assert_eq!(registry.tags("epiniod/cache/workspace/gone").await.unwrap(), [""; 0]);
+        assert!(!place.has(&[Digest::of("layer of epiniod/cache/workspace/gone:latest")]).await);
+        assert_eq!(place.garbage.all::<Staging>().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_image_that_may_run_outlives_its_repository() {
+        let place = Place::new();
+        let id = "0000000000000001";
+        place.app("app").await;
+        let image = place.image("workspace/app", id).await;
+        place.staging("app", id, Some(image[0])).await;
+        place.garbage.registry.delete_repository("workspace/app").await.unwrap();
+        place.age();
+        place.garbage.collect().await.unwrap();
+        assert!(place.has(&image).await);
     }
 }

@@ -4,6 +4,7 @@
 mod applications;
 mod architecture;
 mod base_images;
+mod blob_contract;
 mod buildpacks;
 mod built_images;
 mod cli_reference;
