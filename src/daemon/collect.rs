@@ -49,7 +49,12 @@ pub(super) async fn run(garbage: Arc<Garbage>, stop: CancellationToken) {
             () = tokio::time::sleep(wait) => {}
         }
         wait = INTERVAL;
-        match garbage.collect().await {
+        // What is cut short is taken up by the next.
+        let collected = tokio::select! {
+            () = stop.cancelled() => return,
+            collected = garbage.collect() => collected,
+        };
+        match collected {
             Ok(deleted) => tracing::info!(blobs = deleted, "collected garbage"),
             Err(error) => tracing::error!(%error, "collecting garbage failed; trying again in an hour"),
         }

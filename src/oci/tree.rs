@@ -200,6 +200,9 @@ pub fn clean(name: &Path) -> io::Result<PathBuf> {
 /// Folders below each other that are emptied with all of them open; what is deeper is moved to the top first.
 const OPEN_FOLDERS: usize = 64;
 
+/// After so many looks at a folder somebody else must be writing to it, and its deletion fails.
+const MOST_PASSES: usize = 10_000;
+
 /// Deletes a tree without following links, also one with folders that may not be written to. However deep it is, this
 /// takes a bounded number of descriptors and a bounded stack.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
@@ -229,7 +232,7 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
 
 /// Removes everything in a folder. `moved` counts the folders that were moved to the top.
 fn empty(folder: &mut Dir, top: &OwnedFd, moved: &mut u64, depth: usize) -> io::Result<()> {
-    loop {
+    for _ in 0..MOST_PASSES {
         let own = folder.as_fd().try_clone_to_owned()?;
         let mut found = false;
         for entry in folder.iter() {
@@ -250,9 +253,10 @@ fn empty(folder: &mut Dir, top: &OwnedFd, moved: &mut u64, depth: usize) -> io::
             }
         }
         if !found {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
 /// Gives a folder a name at the top, where nothing else has it.

@@ -259,3 +259,89 @@ async fn collect(blobs: &SharedBlobs, digest: &Digest) -> Result<Option<Vec<u8>>
     }
     Ok(Some(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        blob::DiskBlobs,
+        store::{DiskStore, Resource as _},
+    };
+
+    struct Place {
+        dir: tempfile::TempDir,
+        objects: Objects,
+        blobs: SharedBlobs,
+        key: Key,
+        log: Arc<StagingLog>,
+    }
+
+    async fn place() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::new(DiskStore::open(&dir.path().join("store")).unwrap());
+        let blobs: SharedBlobs = DiskBlobs::open(&dir.path().join("blobs")).unwrap();
+        let staging: Staging = serde_json::from_value(json!({
+            "id": "0123456789abcdef", "namespace": "workspace", "app": "app", "source": Digest::of("source"),
+            "blob_uid": "uid", "environment": {}, "created_at": "2020-01-01T00:00:00Z",
+            "state": { "state": "building" }, "image": null, "timings": [], "basis": null, "log": [],
+        }))
+        .unwrap();
+        objects.create(&staging).await.unwrap();
+        let log = StagingLog::new(objects.clone(), Arc::clone(&blobs), staging.key(), Vec::new());
+        Place { dir, objects, blobs, key: staging.key(), log }
+    }
+
+    impl Place {
+        async fn chunks(&self) -> Vec<Digest> {
+            self.objects.require::<Staging>(&self.key).await.unwrap().value.log
+        }
+
+        async fn kept(&self) -> Vec<String> {
+            kept(self.chunks().await, Arc::clone(&self.blobs)).map(|line| line.text).collect().await
+        }
+    }
+
+    fn line(text: String) -> LogLine {
+        LogLine { origin: "build".to_owned(), stream: LogStream::Stdout, at: Timestamp::now(), text }
+    }
+
+    #[tokio::test]
+    async fn all_lines_are_kept_in_a_few_chunks() {
+        let place = place().await;
+        let texts: Vec<String> = (0..8000).map(|number| format!("{number} \u{1}{}", "x".repeat(number % 90))).collect();
+        let (sender, lines) = mpsc::channel(16);
+        let send = async {
+            for text in &texts {
+                sender.send(line(text.clone())).await.unwrap();
+            }
+            drop(sender);
+        };
+        tokio::join!(place.log.pump(lines), send);
+        place.log.end().await;
+        assert_eq!(place.kept().await, texts);
+        let live: Vec<String> = live(Arc::clone(&place.log), true).map(|line| line.text).collect().await;
+        assert_eq!(live, texts);
+        let chunks = place.chunks().await;
+        for chunk in &chunks {
+            assert!(place.blobs.size(chunk).await.unwrap().is_some_and(|size| size <= 256 << 10));
+        }
+        // A line does not make a blob: only full tails, and those of each second.
+        let blobs = place.blobs.list(None, 1000).await.unwrap().len();
+        assert!(blobs < 3 * chunks.len() + 10, "{blobs} blobs for {} chunks", chunks.len());
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_saved_is_saved_later() {
+        let place = place().await;
+        let temporary = place.dir.path().join("blobs/tmp");
+        std::fs::remove_dir(&temporary).unwrap();
+        place.log.note("said while the disk was gone");
+        place.log.save().await;
+        assert_eq!(place.kept().await, [""; 0]);
+        std::fs::create_dir(&temporary).unwrap();
+        place.log.end().await;
+        assert_eq!(place.kept().await, ["said while the disk was gone"]);
+    }
+}

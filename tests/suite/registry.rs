@@ -4,8 +4,9 @@ use std::{collections::HashSet, process::Command, sync::Arc};
 
 use async_trait::async_trait;
 use epiniod::{
+    auth::{Auth, BuildClaims, Grant},
     blob::DiskBlobs,
-    model::Digest,
+    model::{Digest, Staging, Timestamp},
     oci::{
         Client, Compression, ConfigFile, Descriptor, MEDIA_TYPE_CONFIG, Manifest, RootFs,
         registry::{Action, Authenticator, Registry, Verdict},
@@ -208,6 +209,33 @@ async fn what_no_tag_leads_to_is_forgotten_where_tags_move_and_when_it_is_old() 
     place.registry.delete_tag(app, "two").await.unwrap();
     age(&place).await;
     assert_eq!(place.registry.references().await.unwrap(), parts(&place, cache, "latest").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_reaches_its_own_repository_and_no_list_of_all() {
+    let place = start().await;
+    let objects = Objects::new(Arc::clone(&place.store));
+    let staging: Staging = serde_json::from_value(json!({
+        "id": "0123456789abcdef", "namespace": "workspace", "app": "app", "source": Digest::of("source"),
+        "blob_uid": "uid", "environment": {}, "created_at": "2020-01-01T00:00:00Z", "state": { "state": "exporting" },
+        "image": null, "timings": [], "basis": null, "log": [],
+    }))
+    .unwrap();
+    objects.create(&staging).await.unwrap();
+    let auth = Auth::open(objects).await.unwrap();
+    let token = auth.sign(&BuildClaims {
+        namespace: staging.namespace,
+        staging: staging.id,
+        grants: vec![Grant { repository: "workspace/app".to_owned(), actions: vec![Action::Pull, Action::Push] }],
+        expires_at: Timestamp::from_second(Timestamp::now().as_second() + 60),
+    });
+    let bearer = format!("Bearer {token}");
+    let permits = async |repository, action| auth.permits(Some(&bearer), repository, action).await;
+    assert_eq!(permits(None, Action::Pull).await, Verdict::Allowed);
+    assert_eq!(permits(Some("workspace/app"), Action::Push).await, Verdict::Allowed);
+    assert_eq!(permits(Some("workspace/app"), Action::Delete).await, Verdict::Denied);
+    assert_eq!(permits(Some("workspace/other"), Action::Pull).await, Verdict::Denied);
+    assert_eq!(permits(None, Action::Catalog).await, Verdict::Denied);
 }
 
 #[tokio::test(flavor = "multi_thread")]
