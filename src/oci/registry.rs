@@ -153,6 +153,7 @@ impl Registry {
     /// Everything that any repository has, after what is old and nothing names was forgotten: blobs, and where
     /// tags move on, the manifests that they left behind.
     pub async fn references(&self) -> Result<HashSet<Digest>, Error> {
+        self.inner.uploads.expire();
         let now = Timestamp::now().as_second();
         let mut kept = HashSet::new();
         for repository in self.repositories().await? {

@@ -44,8 +44,8 @@ struct Session {
 
 impl Uploads {
     fn start(&self, repository: &str, writer: Box<dyn BlobWriter>) -> Result<String, Error> {
+        self.expire();
         let mut sessions = self.lock();
-        sessions.retain(|_, session| session.used.elapsed() < LIFETIME);
         if sessions.len() >= MAX_UPLOADS {
             return Err(Error::TooManyUploads);
         }
@@ -61,6 +61,12 @@ impl Uploads {
         let session = session.ok_or(Error::UploadUnknown)?;
         session.used = Instant::now();
         Ok(Arc::clone(&session.upload))
+    }
+
+    /// Gives up what nobody uses, and with it what it takes on disk. A request may take as long as it likes.
+    pub fn expire(&self) {
+        let is_in_use = |session: &Session| Arc::strong_count(&session.upload) > 1;
+        self.lock().retain(|_, session| session.used.elapsed() < LIFETIME || is_in_use(session));
     }
 
     fn end(&self, id: &str) {
@@ -120,6 +126,8 @@ impl Registry {
             self.inner.uploads.end(id);
             return Err(error);
         }
+        // Its hour begins when the request ends.
+        self.inner.uploads.find(repository, id)?;
         Ok(accepted(StatusCode::ACCEPTED, repository, id, open.written()))
     }
 
