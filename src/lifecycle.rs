@@ -6,16 +6,23 @@
 //! followed, files have a limit, owners are ours.
 
 mod build;
+mod buildpack;
+mod cache;
 mod detect;
 mod env;
 mod export;
 mod image;
+mod layers;
 mod metadata;
 pub mod phase;
 mod plan;
 mod prepare;
+mod processes;
+mod sbom;
+mod slices;
 mod tar;
 mod types;
+mod writer;
 
 use std::{
     fs, io,
@@ -26,11 +33,24 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::phase::Failure;
+pub use self::{
+    build::{Built, build},
+    detect::detect,
+    env::Variables,
+    export::export_to,
+    prepare::restore,
+};
+use crate::runtime::MAX_REPORT_BYTES;
 
 /// The version of the platform API that is spoken.
 pub const PLATFORM_API: &str = "0.14";
+/// The variable in which the platform says which one it speaks.
+const PLATFORM_API_VARIABLE: &str = "CNB_PLATFORM_API";
+const WRONG_PLATFORM_API: i32 = 11;
 /// A TOML or JSON file of a build is at most so large, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+/// The cause of a failure is cut here, in characters: foreign output may be in it, and a report has a limit.
+const MAX_CAUSE: usize = 8 << 10;
 
 /// Unpacks an archive into a folder, within limits of bytes and entries; returns how many entries and bytes there were.
 pub type Unpack = fn(archive: &Path, dest: &Path, max_bytes: u64, max_entries: u64) -> Unpacked;
@@ -51,33 +71,58 @@ pub struct Dirs {
     pub layers: PathBuf,
     pub platform: PathBuf,
     pub cnb: PathBuf,
+    /// For files that one program writes for another.
+    pub scratch: PathBuf,
 }
 
 impl Default for Dirs {
     fn default() -> Self {
-        Self { app: "/workspace".into(), layers: "/layers".into(), platform: "/platform".into(), cnb: "/cnb".into() }
+        Self {
+            app: "/workspace".into(),
+            layers: "/layers".into(),
+            platform: "/platform".into(),
+            cnb: "/cnb".into(),
+            scratch: std::env::temp_dir(),
+        }
     }
 }
 
 /// Runs one phase in this process, from its input to its report.
 pub fn run(phase: &str, hooks: &Hooks) -> ExitCode {
-    let dirs = Dirs::default();
-    let result = match phase {
-        "prepare" => input().and_then(|input| prepare::prepare(&dirs, &input, hooks)).and_then(|done| report(&done)),
-        "detect" => input().and_then(|input| detect::detect(&dirs, &input)).and_then(|done| report(&done)),
-        "build" => input().and_then(|input| build::build(&dirs, &input)).and_then(|done| report(&done)),
-        "export" => input().and_then(|input| export::export(&dirs, &input)).and_then(|done| report(&done)),
-        other => Err(Error::new(FAILED, format!("'{other}' is no phase; there are prepare, detect, build and export"))),
-    };
-    match result {
+    match check_platform_api(std::env::var(PLATFORM_API_VARIABLE).ok().as_deref())
+        .and_then(|()| run_phase(phase, hooks))
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ERROR: {}", error.cause);
             let code = error.code;
-            let failure = Failure { cause: error.cause, code, buildpack: error.buildpack };
+            let cause = error.cause.chars().take(MAX_CAUSE).collect();
             // The exit code says that it failed, also when the reason cannot be written.
-            let _ = report(&failure);
+            let _ = report(&Failure { cause, code, buildpack: error.buildpack });
             ExitCode::from(u8::try_from(code).unwrap_or(1))
+        }
+    }
+}
+
+fn run_phase(phase: &str, hooks: &Hooks) -> Result<()> {
+    let (dirs, variables) = (Dirs::default(), std::env::vars_os().collect());
+    match phase {
+        "prepare" => report(&prepare::prepare(&dirs, &input()?, hooks)?),
+        "detect" => report(&detect(&dirs, &input()?, &variables)?),
+        "build" => report(&build(&dirs, &input()?, &variables)?),
+        "export" => report(&export::export(&dirs, &input()?)?),
+        other => Err(Error::new(FAILED, format!("'{other}' is no phase; there are prepare, detect, build and export"))),
+    }
+}
+
+/// Refuses a platform that speaks another version, or does not say which.
+pub fn check_platform_api(given: Option<&str>) -> Result<()> {
+    match given {
+        Some(PLATFORM_API) => Ok(()),
+        given => {
+            let given = given.unwrap_or_default();
+            let cause = format!("{PLATFORM_API_VARIABLE} is '{given}'; platform API {PLATFORM_API} is supported");
+            Err(Error::new(WRONG_PLATFORM_API, cause))
         }
     }
 }
@@ -98,7 +143,7 @@ impl Error {
     }
 }
 
-type Result<T> = std::result::Result<T, Error>;
+type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Says what was being done, in front of what went wrong.
 trait Context<T> {
@@ -126,6 +171,13 @@ fn input<T: DeserializeOwned>() -> Result<T> {
 
 fn report(report: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(report).context(FAILED, || "writing the report".to_owned())?;
+    if text.len() as u64 > MAX_REPORT_BYTES {
+        let cause = format!(
+            "the report has {} bytes, {MAX_REPORT_BYTES} are the most: what the buildpacks ask for is too much",
+            text.len()
+        );
+        return Err(Error::new(FAILED, cause));
+    }
     fs::write(phase::REPORT, text).context(FAILED, || format!("writing {}", phase::REPORT))
 }
 
@@ -133,31 +185,37 @@ fn token() -> Result<String> {
     fs::read_to_string(phase::TOKEN).context(FAILED, || "reading the token".to_owned())
 }
 
-/// A file that foreign code may have written: no link, no device, not too large; none when it is not there.
-fn read_foreign(path: &Path) -> Result<Option<String>> {
-    use std::{io::Read as _, os::unix::fs::OpenOptionsExt as _};
+/// A file that foreign code may have written: no link, no device; none when it is not there.
+fn open_foreign(path: &Path, code: i32) -> Result<Option<fs::File>> {
+    use std::os::unix::fs::OpenOptionsExt as _;
     let doing = || format!("reading {}", path.display());
     let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
     let file = match open {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        result => result.context(FAILED, doing)?,
+        result => result.context(code, doing)?,
     };
-    if !file.metadata().context(FAILED, doing)?.is_file() {
-        return Err(Error::new(FAILED, format!("{} is not a plain file", path.display())));
+    if !file.metadata().context(code, doing)?.is_file() {
+        return Err(Error::new(code, format!("{} is not a plain file", path.display())));
     }
+    Ok(Some(file))
+}
+
+/// The text of such a file, if it is not too large. `code` is the exit code of the phase when it cannot be read.
+fn read_foreign(path: &Path, code: i32) -> Result<Option<String>> {
+    use std::io::Read as _;
+    let Some(file) = open_foreign(path, code)? else { return Ok(None) };
     let mut text = String::new();
-    let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).context(FAILED, doing)?;
-    if read as u64 > MAX_FILE_BYTES {
-        return Err(Error::new(FAILED, format!("{} is larger than 4 MiB", path.display())));
+    let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text);
+    if read.context(code, || format!("reading {}", path.display()))? as u64 > MAX_FILE_BYTES {
+        return Err(Error::new(code, format!("{} is larger than 4 MiB", path.display())));
     }
     Ok(Some(text))
 }
 
-fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let Some(text) = read_foreign(path)? else { return Ok(None) };
-    let parsed = toml::from_str(&text)
-        .map_err(|error| Error::new(FAILED, format!("{} is not valid: {error}", path.display())))?;
-    Ok(Some(parsed))
+fn read_toml<T: DeserializeOwned>(path: &Path, code: i32) -> Result<Option<T>> {
+    let Some(text) = read_foreign(path, code)? else { return Ok(None) };
+    let parsed = toml::from_str(&text);
+    parsed.map(Some).map_err(|error| Error::new(code, format!("{} is not valid: {error}", path.display())))
 }
 
 /// A file of our own.

@@ -71,6 +71,8 @@ pub struct Settings {
     pub max_source_entries: u64,
     /// Proxies and certificate bundles: they reach builds and never images.
     pub build_environment: std::collections::BTreeMap<String, String>,
+    /// Where builds find their certificate authorities, if they are given any.
+    pub ca_bundle: Option<String>,
     /// Identifies the embedded builder.
     pub builder: String,
 }

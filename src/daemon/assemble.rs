@@ -154,6 +154,7 @@ fn staging_settings(config: &Config, registry: SocketAddr) -> staging::Settings 
         max_source_bytes: config.sources.max_unpacked_bytes,
         max_source_entries: config.sources.max_entries,
         build_environment,
+        ca_bundle: config.build_ca.is_some().then(|| BUNDLE.to_owned()),
         builder: buildpacks::builder_version(),
     }
 }

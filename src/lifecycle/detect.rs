@@ -1,75 +1,57 @@
 //! Detect: the buildpacks are asked, group by group.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::collections::BTreeMap;
 
 use super::{
-    Context as _, Dirs, Error, Result,
-    env::Env,
-    escape,
-    phase::{BuildpackRef, Detect, Detected, PackageRequest, Target},
+    Dirs, Error, Result,
+    buildpack::{Answer, Buildpack},
+    env::Variables,
+    phase::{BuildpackRef, Detect, Detected, PackageRequest},
     plan::{Candidate, resolve},
     read_toml,
-    types::{BuildPlan, Descriptor, Group, GroupElement, Order, OrderElement, Plan},
+    types::{Group, GroupElement, Order, OrderElement, OrderGroup, Plan},
     write_toml,
 };
 
-const PASSED: i32 = 0;
-const NOT_FOR_ME: i32 = 100;
 /// Exit codes of the phase.
-const WRONG_BUILDPACK_API: i32 = 12;
 const NOBODY_DETECTED: i32 = 20;
 const BUILDPACK_FAILED: i32 = 21;
+const DETECT_FAILED: i32 = 22;
+/// So deep may composite buildpacks be in each other.
+const MAX_DEPTH: usize = 16;
 /// The name under which Debian packages are required.
 const DEBIAN: &str = "debian";
 
-/// What one buildpack answered.
-#[derive(Clone)]
-struct Answer {
-    code: i32,
-    output: String,
-    plan: BuildPlan,
-}
+/// A group that takes part, and its plan.
+type Found = (Vec<GroupElement>, Plan);
+/// A buildpack by id and version.
+type Key = (String, String);
 
 /// Finds the first group whose buildpacks take part; leaves `group.toml` and `plan.toml`.
-pub(super) fn detect(dirs: &Dirs, input: &Detect) -> Result<Detected> {
+pub fn detect(dirs: &Dirs, input: &Detect, variables: &Variables) -> Result<Detected> {
     println!("===> DETECTING");
-    let order: Order = read_toml(&dirs.cnb.join("order.toml"))?.unwrap_or_default();
-    let mut asked: HashMap<String, Answer> = HashMap::new();
-    let mut failed = None;
-    for group in &order.order {
-        for element in &group.group {
-            let key = format!("{}@{}", element.id, element.version);
-            if let Entry::Vacant(place) = asked.entry(key) {
-                place.insert(ask(dirs, &input.target, element)?);
-            }
-        }
-        let answer = |element: &OrderElement| &asked[&format!("{}@{}", element.id, element.version)];
-        let error = group.group.iter().find(|element| !matches!(answer(element).code, PASSED | NOT_FOR_ME));
-        failed = failed.or(error.map(|element| (element.clone(), answer(element).clone())));
-        if group.group.iter().any(|element| !element.optional && answer(element).code != PASSED) {
+    let order: Order = read_toml(&dirs.cnb.join("order.toml"), DETECT_FAILED)?.unwrap_or_default();
+    let mut buildpacks = BTreeMap::new();
+    open_all(dirs, &order.order, &mut buildpacks)?;
+    let mut walk = Walk { dirs, input, variables, buildpacks, asked: BTreeMap::new(), failed: None, unresolved: None };
+    match walk.order(&order.order, &[], &[], 0)? {
+        Some((group, plan)) => found(dirs, group, &plan),
+        None => Err(walk.nobody()),
+    }
+}
+
+/// Opens every buildpack that an order refers to, before any is asked.
+fn open_all(dirs: &Dirs, order: &[OrderGroup], opened: &mut BTreeMap<Key, Buildpack>) -> Result<()> {
+    for element in order.iter().flat_map(|group| &group.group) {
+        if opened.contains_key(&key(element)) {
             continue;
         }
-        let mut candidates = Vec::new();
-        for element in group.group.iter().filter(|element| answer(element).code == PASSED) {
-            let descriptor = descriptor(dirs, &element.id, &element.version)?;
-            let known = GroupElement {
-                id: element.id.clone(),
-                version: element.version.clone(),
-                api: descriptor.api,
-                homepage: descriptor.buildpack.homepage,
-            };
-            candidates.push(Candidate::new(known, element.optional, answer(element).plan.clone()));
-        }
-        if let Some((group, plan)) = resolve(&candidates) {
-            return found(dirs, group, &plan);
-        }
+        let buildpack = Buildpack::open(dirs, &element.id, &element.version)?;
+        let inner = buildpack.descriptor.order.clone();
+        opened.insert(key(element), buildpack);
+        open_all(dirs, &inner, opened)?;
     }
-    Err(nobody(&asked, failed))
+    Ok(())
 }
 
 fn found(dirs: &Dirs, group: Vec<GroupElement>, plan: &Plan) -> Result<Detected> {
@@ -105,72 +87,132 @@ fn packages(plan: &Plan) -> Vec<PackageRequest> {
     found
 }
 
-fn ask(dirs: &Dirs, target: &Target, element: &OrderElement) -> Result<Answer> {
-    let descriptor = descriptor(dirs, &element.id, &element.version)?;
-    let folder = folder(dirs, &element.id, &element.version);
-    let plan = std::env::temp_dir().join(format!("plan-{}.toml", escape(&element.id)));
-    fs::write(&plan, "").context(1, || format!("writing {}", plan.display()))?;
-    let mut env = Env::allowed(std::env::vars());
-    if !descriptor.buildpack.clear_env {
-        env.add_platform(&dirs.platform);
+/// A walk through an order. Every buildpack is asked once at most.
+struct Walk<'a> {
+    dirs: &'a Dirs,
+    input: &'a Detect,
+    variables: &'a Variables,
+    buildpacks: BTreeMap<Key, Buildpack>,
+    asked: BTreeMap<Key, Answer>,
+    /// The first buildpack whose error ended a group.
+    failed: Option<OrderElement>,
+    /// The first group that passed, but for its plan.
+    unresolved: Option<String>,
+}
+
+impl Walk<'_> {
+    /// Tries groups with what follows them.
+    fn order(
+        &mut self,
+        order: &[OrderGroup],
+        done: &[OrderElement],
+        next: &[OrderElement],
+        depth: usize,
+    ) -> Result<Option<Found>> {
+        if depth > MAX_DEPTH {
+            let cause = "composite buildpacks of the builder are in each other more than 16 deep";
+            return Err(Error::new(DETECT_FAILED, cause));
+        }
+        for group in order {
+            let found = self.group(&[&group.group, next].concat(), done, depth)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
-    add_own(&mut env, dirs, target, &folder);
-    env.set("CNB_BUILD_PLAN_PATH", plan.to_string_lossy());
-    let output = Command::new(folder.join("bin/detect"))
-        .arg(&dirs.platform)
-        .arg(&plan)
-        .current_dir(&dirs.app)
-        .env_clear()
-        .envs(env.into_vars())
-        .output()
-        .context(1, || format!("starting bin/detect of {}", element.id))?;
-    let text = [output.stdout, output.stderr].concat();
-    let code = output.status.code().unwrap_or(-1);
-    let plan = if code == PASSED { read_toml(&plan)?.unwrap_or_default() } else { BuildPlan::default() };
-    Ok(Answer { code, output: String::from_utf8_lossy(&text).trim_end().to_owned(), plan })
-}
 
-/// What the specification gives to both `bin/detect` and `bin/build`.
-pub(super) fn add_own(env: &mut Env, dirs: &Dirs, target: &Target, folder: &Path) {
-    env.set("CNB_BUILDPACK_DIR", folder.to_string_lossy());
-    env.set("CNB_PLATFORM_DIR", dirs.platform.to_string_lossy());
-    env.set("CNB_TARGET_OS", &target.os);
-    env.set("CNB_TARGET_ARCH", &target.arch);
-    env.set("CNB_TARGET_DISTRO_NAME", &target.distro_name);
-    env.set("CNB_TARGET_DISTRO_VERSION", &target.distro_version);
-}
-
-pub(super) fn folder(dirs: &Dirs, id: &str, version: &str) -> PathBuf {
-    dirs.cnb.join("buildpacks").join(escape(id)).join(version)
-}
-
-pub(super) fn descriptor(dirs: &Dirs, id: &str, version: &str) -> Result<Descriptor> {
-    let path = folder(dirs, id, version).join("buildpack.toml");
-    let missing = || Error::new(1, format!("buildpack {id}@{version} is not there"));
-    let descriptor: Descriptor = read_toml(&path)?.ok_or_else(missing)?;
-    let minor = descriptor.api.strip_prefix("0.").and_then(|minor| minor.parse::<u32>().ok()).unwrap_or(0);
-    if (7..=12).contains(&minor) {
-        return Ok(descriptor);
+    /// A composite stands for each of its groups in turn: what follows it is carried into each.
+    fn group(&mut self, group: &[OrderElement], done: &[OrderElement], depth: usize) -> Result<Option<Found>> {
+        let mut done = done.to_vec();
+        for (number, element) in group.iter().enumerate() {
+            if done.iter().any(|known| known.id == element.id) {
+                continue;
+            }
+            let buildpack = &self.buildpacks[&key(element)];
+            let (inner, rest) = (buildpack.descriptor.order.clone(), &group[number + 1..]);
+            if !inner.is_empty() {
+                let found = self.order(&inner, &done, rest, depth + 1)?;
+                if found.is_some() || !element.optional {
+                    return Ok(found);
+                }
+                return self.group(rest, &done, depth);
+            }
+            self.ask(element)?;
+            done.push(element.clone());
+        }
+        Ok(self.resolve(&done))
     }
-    Err(Error::new(
-        WRONG_BUILDPACK_API,
-        format!("buildpack {id} has API {}; 0.7 to 0.12 are supported", descriptor.api),
-    ))
+
+    fn ask(&mut self, element: &OrderElement) -> Result<()> {
+        if self.asked.contains_key(&key(element)) {
+            return Ok(());
+        }
+        let buildpack = &self.buildpacks[&key(element)];
+        let target = &self.input.target;
+        // An optional one is run all the same, as the real detector does.
+        let answer = if buildpack.is_for(target) || element.optional {
+            buildpack.ask(self.dirs, target, &element.id, self.variables)?
+        } else {
+            let wanted = format!("{}/{} {} {}", target.os, target.arch, target.distro_name, target.distro_version);
+            Answer::failure(format!("none of its targets is {wanted}"))
+        };
+        if let Some(error) = answer.error() {
+            println!("{} {}: {error}", element.id, element.version);
+        }
+        self.asked.insert(key(element), answer);
+        Ok(())
+    }
+
+    fn resolve(&mut self, group: &[OrderElement]) -> Option<Found> {
+        let answer = |element: &OrderElement| &self.asked[&key(element)];
+        let passed: Vec<_> = group.iter().filter(|element| answer(element).has_passed()).collect();
+        if passed.is_empty() || group.iter().any(|element| !element.optional && !answer(element).has_passed()) {
+            let error = group.iter().find(|element| answer(element).error().is_some());
+            self.failed = self.failed.take().or(error.cloned());
+            return None;
+        }
+        let candidate = |element: &&OrderElement| {
+            let descriptor = &self.buildpacks[&key(element)].descriptor;
+            let known = GroupElement {
+                id: element.id.clone(),
+                version: element.version.clone(),
+                api: descriptor.api.clone(),
+                homepage: descriptor.buildpack.homepage.clone(),
+            };
+            Candidate::new(known, element.optional, answer(element).plan.clone())
+        };
+        let candidates: Vec<_> = passed.iter().map(candidate).collect();
+        let found = resolve(&candidates);
+        if found.is_none() && self.unresolved.is_none() {
+            let names: Vec<_> = passed.iter().map(|element| element.id.as_str()).collect();
+            self.unresolved = Some(names.join(", "));
+        }
+        found
+    }
+
+    fn nobody(self) -> Error {
+        if let Some(element) = self.failed {
+            let error = self.asked[&key(&element)].error().unwrap_or_default();
+            let cause = format!("detection by buildpack {} failed: {error}", element.id);
+            let buildpack = Some(BuildpackRef { id: element.id, version: element.version });
+            return Error { code: BUILDPACK_FAILED, cause, buildpack };
+        }
+        let said = self.asked.values().filter(|answer| answer.error().is_none());
+        said.filter(|answer| !answer.output.is_empty()).for_each(|answer| println!("{}", answer.output));
+        if let Some(names) = self.unresolved {
+            let cause = format!(
+                "the buildpacks {names} take this source, but what one of them requires no other provides, or the other way round; \
+                 what they print above says what they want"
+            );
+            return Error::new(NOBODY_DETECTED, cause);
+        }
+        let cause = "no buildpack takes this source: there is no requirements.txt, pyproject.toml, package.json, index.html, public/, dist/ or Procfile at its top; \
+                     push the folder that has one, or add a Procfile";
+        Error::new(NOBODY_DETECTED, cause)
+    }
 }
 
-fn nobody(asked: &HashMap<String, Answer>, failed: Option<(OrderElement, Answer)>) -> Error {
-    if let Some((element, answer)) = failed {
-        println!("{}", answer.output);
-        let cause =
-            format!("detection by buildpack {} failed with exit code {}: {}", element.id, answer.code, answer.output);
-        let buildpack = Some(BuildpackRef { id: element.id, version: element.version });
-        return Error { code: BUILDPACK_FAILED, cause, buildpack };
-    }
-    let mut said: Vec<&str> =
-        asked.values().map(|answer| answer.output.as_str()).filter(|text| !text.is_empty()).collect();
-    said.sort_unstable();
-    said.iter().for_each(|text| println!("{text}"));
-    let cause = "no buildpack takes this source: there is no requirements.txt, pyproject.toml, package.json, index.html, public/, dist/ or Procfile at its top; \
-                 push the folder that has one, or add a Procfile";
-    Error::new(NOBODY_DETECTED, cause)
+fn key(element: &OrderElement) -> Key {
+    (element.id.clone(), element.version.clone())
 }

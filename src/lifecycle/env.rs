@@ -1,6 +1,14 @@
-//! The environment that buildpacks get.
+//! The environment that buildpacks get. Values are bytes: nothing says that they are text.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::{Context as _, Result};
 
 /// Variables that hold lists of folders.
 const PATHS: [&str; 5] = ["PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH"];
@@ -17,33 +25,43 @@ const ALLOWED: [&str; 9] = [
     "no_proxy",
 ];
 
+/// The environment of this process, or that of a test.
+pub type Variables = Vec<(OsString, OsString)>;
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Env(BTreeMap<String, String>);
+pub(super) struct Env(BTreeMap<String, OsString>);
 
 impl Env {
     /// What is allowed through of these variables.
-    pub fn allowed(all: impl IntoIterator<Item = (String, String)>) -> Self {
-        let known = |name: &String| ALLOWED.contains(&name.as_str()) || PATHS.contains(&name.as_str());
-        Self(all.into_iter().filter(|(name, _)| known(name)).collect())
+    pub fn allowed(all: &Variables) -> Self {
+        let known = |name: &str| ALLOWED.contains(&name) || PATHS.contains(&name);
+        let text = all.iter().filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value.clone())));
+        Self(text.filter(|(name, _)| known(name)).collect())
     }
 
-    pub fn into_vars(self) -> BTreeMap<String, String> {
+    pub fn into_vars(self) -> BTreeMap<String, OsString> {
         self.0
     }
 
-    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+    pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
         self.0.insert(name.to_owned(), value.into());
     }
 
     /// The variables of the platform: lists of folders are put in front, others win.
-    pub fn add_platform(&mut self, platform: &Path) {
-        for (name, value) in files(&platform.join("env")) {
+    pub fn add_platform(&mut self, platform: &Path) -> Result<()> {
+        for (name, value) in files(&platform.join("env"))? {
             if PATHS.contains(&name.as_str()) {
-                self.combine(&name, &value, ":", Place::Front);
+                self.combine(&name, &value, OsStr::new(":"), Place::Front);
             } else {
                 self.set(&name, value);
             }
         }
+        Ok(())
+    }
+
+    /// The variables of the builder: what says nothing else is a default.
+    pub fn add_build_config(&mut self, cnb: &Path) -> Result<()> {
+        self.add_files(&cnb.join("build-config/env"), "default")
     }
 
     /// Folders of a layer that have a meaning by their name.
@@ -57,34 +75,41 @@ impl Env {
         for (folder, names) in roots {
             let folder = layer.join(folder);
             if folder.is_dir() {
-                names.iter().for_each(|name| self.combine(name, &folder.to_string_lossy(), ":", Place::Front));
+                names.iter().for_each(|name| self.combine(name, folder.as_os_str(), OsStr::new(":"), Place::Front));
             }
         }
     }
 
     /// Files of a folder of a layer: the name is the variable, the suffix says what to do.
-    pub fn add_folder(&mut self, folder: &Path) {
-        let all = files(folder);
+    pub fn add_folder(&mut self, folder: &Path) -> Result<()> {
+        self.add_files(folder, "override")
+    }
+
+    /// `plain` is what a name without suffix means.
+    fn add_files(&mut self, folder: &Path, plain: &str) -> Result<()> {
+        let all = files(folder)?;
         for (file, value) in &all {
-            let (name, suffix) = file.split_once('.').unwrap_or((file, ""));
-            let delimiter = all.get(&format!("{name}.delim")).map_or("", String::as_str);
+            let (name, suffix) = file.split_once('.').unwrap_or((file, plain));
+            let delimiter = all.get(&format!("{name}.delim")).cloned().unwrap_or_default();
             match suffix {
-                "" | "override" => self.set(name, value),
-                "default" if self.0.get(name).is_none_or(String::is_empty) => self.set(name, value),
-                "append" => self.combine(name, value, delimiter, Place::Back),
-                "prepend" => self.combine(name, value, delimiter, Place::Front),
+                "override" => self.set(name, value),
+                "default" if self.0.get(name).is_none_or(|known| known.is_empty()) => self.set(name, value),
+                "append" => self.combine(name, value, &delimiter, Place::Back),
+                "prepend" => self.combine(name, value, &delimiter, Place::Front),
                 _ => {}
             }
         }
+        Ok(())
     }
 
-    fn combine(&mut self, name: &str, value: &str, delimiter: &str, place: Place) {
-        let combined = match (self.0.get(name).filter(|known| !known.is_empty()), place) {
-            (None, _) => value.to_owned(),
-            (Some(known), Place::Front) => format!("{value}{delimiter}{known}"),
-            (Some(known), Place::Back) => format!("{known}{delimiter}{value}"),
+    fn combine(&mut self, name: &str, value: &OsStr, delimiter: &OsStr, place: Place) {
+        let parts = match (self.0.get(name).filter(|known| !known.is_empty()), place) {
+            (None, _) => vec![value],
+            (Some(known), Place::Front) => vec![value, delimiter, known],
+            (Some(known), Place::Back) => vec![known, delimiter, value],
         };
-        self.set(name, combined);
+        let combined: Vec<u8> = parts.into_iter().flat_map(OsStr::as_bytes).copied().collect();
+        self.set(name, OsString::from_vec(combined));
     }
 }
 
@@ -95,19 +120,34 @@ enum Place {
 }
 
 /// The files of a folder by name, with their content as it is. Folders are left out; links to files count.
-fn files(folder: &Path) -> BTreeMap<String, String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let file = |entry: fs::DirEntry| {
-        let name = entry.file_name().into_string().ok()?;
-        let content = entry.path().is_file().then(|| fs::read(entry.path()).ok())??;
-        Some((name, String::from_utf8_lossy(&content).into_owned()))
+fn files(folder: &Path) -> Result<BTreeMap<String, OsString>> {
+    let doing = |path: PathBuf| move || format!("reading {}", path.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(BTreeMap::new());
+        }
+        entries => entries.context(1, doing(folder.to_owned()))?,
     };
-    entries.filter_map(file).collect()
+    let mut files = BTreeMap::new();
+    for entry in entries {
+        let entry = entry.context(1, doing(folder.to_owned()))?;
+        // A variable whose name is no text cannot be set.
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if entry.path().is_file() {
+            let content = fs::read(entry.path()).context(1, doing(entry.path()))?;
+            files.insert(name, OsString::from_vec(content));
+        }
+    }
+    Ok(files)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn values<const N: usize>(all: [(&str, &str); N]) -> BTreeMap<String, OsString> {
+        all.map(|(name, value)| (name.to_owned(), value.into())).into()
+    }
 
     #[test]
     fn suffixes_do_what_the_specification_says() {
@@ -127,10 +167,8 @@ mod tests {
         for (name, value) in [("A", "1"), ("B", "2"), ("D", "3"), ("E", "4")] {
             env.set(name, value);
         }
-        env.add_folder(dir.path());
-        let expected = [("A", "1:x"), ("B", "y2"), ("C", "z"), ("D", "w"), ("E", "4")];
-        let expected: BTreeMap<String, String> = expected.map(|(n, v)| (n.to_owned(), v.to_owned())).into();
-        assert_eq!(env.into_vars(), expected);
+        env.add_folder(dir.path()).unwrap();
+        assert_eq!(env.into_vars(), values([("A", "1:x"), ("B", "y2"), ("C", "z"), ("D", "w"), ("E", "4")]));
     }
 
     #[test]
@@ -140,9 +178,18 @@ mod tests {
         fs::write(dir.path().join("env/PATH"), "/pp").unwrap();
         fs::write(dir.path().join("env/FOO"), "platform\n").unwrap();
         let given = [("PATH", "/usr/bin:/bin"), ("FOO", "pod"), ("CNB_REGISTRY_AUTH", "secret")];
-        let mut env = Env::allowed(given.map(|(n, v)| (n.to_owned(), v.to_owned())));
-        env.add_platform(dir.path());
-        let expected = [("FOO", "platform\n"), ("PATH", "/pp:/usr/bin:/bin")];
-        assert_eq!(env.into_vars(), expected.map(|(n, v)| (n.to_owned(), v.to_owned())).into());
+        let mut env = Env::allowed(&given.map(|(name, value)| (name.into(), value.into())).to_vec());
+        env.add_platform(dir.path()).unwrap();
+        assert_eq!(env.into_vars(), values([("FOO", "platform\n"), ("PATH", "/pp:/usr/bin:/bin")]));
+    }
+
+    #[test]
+    fn values_need_not_be_text() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("A.append"), [0xff]).unwrap();
+        let mut env = Env::default();
+        env.set("A", "x");
+        env.add_folder(dir.path()).unwrap();
+        assert_eq!(env.into_vars()["A"].as_bytes(), [b'x', 0xff]);
     }
 }

@@ -1,10 +1,10 @@
 //! Images that a phase reads: the previous one, the cache, the run image.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Context as _, Result};
+use super::{Context as _, Dirs, Result, read_toml, write_toml};
 use crate::{
     model::{Digest, ImageName},
     oci::{Client, ConfigFile, Descriptor, Manifest},
@@ -15,16 +15,53 @@ pub(super) struct Image {
     pub name: ImageName,
     pub manifest: Manifest,
     pub config: ConfigFile,
+    lost: Lost,
+}
+
+/// Blobs that could not be unpacked. Export must not rely on them, so that the next image and cache are whole again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Lost {
+    pub blobs: Vec<Digest>,
+}
+
+/// Where one phase tells another, in `/layers`. A buildpack may change it: the worst is that layers are sent again.
+const LOST: &str = "lost.toml";
+
+impl Lost {
+    pub fn read(dirs: &Dirs) -> Self {
+        read_toml(&dirs.layers.join(LOST), 1).ok().flatten().unwrap_or_default()
+    }
+
+    pub fn write(&self, dirs: &Dirs) -> Result<()> {
+        let path: &Path = &dirs.layers.join(LOST);
+        if self.blobs.is_empty() { Ok(()) } else { write_toml(path, self) }
+    }
 }
 
 impl Image {
+    /// An image that things are easier with, but go on without: none when it is gone or cannot be read, which is a warning.
+    pub async fn find(client: &Client, name: Option<&ImageName>, warnings: &mut Vec<String>) -> Option<Self> {
+        match Self::read(client, name?).await {
+            Ok(found) => found,
+            Err(error) => {
+                warnings.push(format!("{}; it is not used", error.cause));
+                None
+            }
+        }
+    }
+
+    /// The same without some of its blobs.
+    pub fn without(self, lost: &Lost) -> Self {
+        Self { lost: lost.clone(), ..self }
+    }
+
     /// None when it is gone.
     pub async fn read(client: &Client, name: &ImageName) -> Result<Option<Self>> {
         let doing = || format!("reading image {name}");
         let found = client.manifest(&name.repository, &name.digest.to_string()).await.context(1, doing)?;
         let Some((_, manifest)) = found else { return Ok(None) };
         let config = client.config(&name.repository, &manifest).await.context(1, doing)?;
-        Ok(Some(Self { name: name.clone(), manifest, config }))
+        Ok(Some(Self { name: name.clone(), manifest, config, lost: Lost::default() }))
     }
 
     /// A label that is JSON; none when it is not there or cannot be read.
@@ -32,10 +69,10 @@ impl Image {
         serde_json::from_str(self.config.config.labels.as_ref()?.get(name)?).ok()
     }
 
-    /// The blob of a layer.
+    /// The blob of a layer; none when it is lost.
     pub fn layer(&self, diff_id: &Digest) -> Option<&Descriptor> {
         let number = self.config.rootfs.diff_ids.iter().position(|known| known == diff_id)?;
-        self.manifest.layers.get(number)
+        self.manifest.layers.get(number).filter(|blob| !self.lost.blobs.contains(&blob.digest))
     }
 }
 

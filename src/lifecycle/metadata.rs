@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{LayerTypes, Metadata};
+use super::types::{GroupElement, LayerTypes, Metadata, Process};
 use crate::model::Digest;
 
 pub(super) const LIFECYCLE: &str = "io.buildpacks.lifecycle.metadata";
@@ -17,6 +17,8 @@ pub(super) const CACHE: &str = "io.buildpacks.lifecycle.cache.metadata";
 #[serde(rename_all = "camelCase")]
 pub(super) struct LifecycleMetadata {
     pub app: Vec<Sha>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sbom: Option<Sha>,
     #[serde(default)]
     pub buildpacks: Vec<BuildpackLayers>,
     #[serde(default)]
@@ -39,6 +41,8 @@ pub(super) struct Sha {
 /// `io.buildpacks.lifecycle.cache.metadata`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct CacheMetadata {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sbom: Option<Sha>,
     pub buildpacks: Vec<BuildpackLayers>,
 }
 
@@ -79,49 +83,126 @@ pub(super) struct StackImage {
     pub image: String,
 }
 
-impl LifecycleMetadata {
-    pub fn layer(&self, id: &str, name: &str) -> Option<&LayerMetadata> {
-        self.buildpacks.iter().find(|buildpack| buildpack.key == id)?.layers.get(name)
+/// A layer of a buildpack, as a label has it.
+pub(super) fn find<'a>(all: &'a [BuildpackLayers], id: &str, name: &str) -> Option<&'a LayerMetadata> {
+    all.iter().find(|buildpack| buildpack.key == id)?.layers.get(name)
+}
+
+/// Free-form metadata as labels have it. JSON has no dates: they become text.
+pub(super) fn json(value: &toml::Value) -> serde_json::Value {
+    match value {
+        toml::Value::Datetime(time) => time.to_string().into(),
+        toml::Value::Array(list) => list.iter().map(json).collect(),
+        toml::Value::Table(table) => table.iter().map(|(key, value)| (key.clone(), json(value))).collect(),
+        toml::Value::String(text) => text.as_str().into(),
+        toml::Value::Integer(number) => (*number).into(),
+        toml::Value::Float(number) => (*number).into(),
+        toml::Value::Boolean(flag) => (*flag).into(),
     }
 }
 
 /// `io.buildpacks.build.metadata`
-pub(super) fn build_label(metadata: &Metadata) -> serde_json::Value {
-    let buildpacks: Vec<_> = metadata
-        .buildpacks
-        .iter()
-        .map(|buildpack| {
-            let mut entry = serde_json::json!({ "id": buildpack.id, "version": buildpack.version });
-            if let Some(homepage) = &buildpack.homepage {
-                entry["homepage"] = homepage.as_str().into();
-            }
-            entry
-        })
-        .collect();
-    let processes: Vec<_> = metadata
-        .processes
-        .iter()
-        .map(|process| {
-            let mut entry = serde_json::json!({
-                "type": process.r#type,
-                "command": process.command,
-                "args": process.args,
-                "direct": process.direct,
-                "buildpackID": process.buildpack_id,
-            });
-            if let Some(dir) = &process.working_dir {
-                entry["working-dir"] = dir.as_str().into();
-            }
-            entry
-        })
-        .collect();
-    let mut label = serde_json::json!({
-        "buildpacks": buildpacks,
-        "launcher": { "version": crate::launcher::VERSION, "source": { "git": { "repository": "", "commit": "" } } },
-        "processes": processes,
-    });
-    if let Some(default) = &metadata.buildpack_default_process_type {
-        label["buildpack-default-process-type"] = default.as_str().into();
+#[derive(Debug, Serialize)]
+pub(super) struct BuildLabel<'a> {
+    buildpacks: Vec<BuildpackEntry<'a>>,
+    launcher: Launcher,
+    processes: Vec<ProcessEntry<'a>>,
+    #[serde(rename = "buildpack-default-process-type", skip_serializing_if = "Option::is_none")]
+    default: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct BuildpackEntry<'a> {
+    id: &'a str,
+    version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    homepage: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Launcher {
+    version: &'static str,
+    source: Source,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Source {
+    git: Git,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Git {
+    repository: &'static str,
+    commit: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct ProcessEntry<'a> {
+    r#type: &'a str,
+    command: &'a [String],
+    args: &'a [String],
+    direct: bool,
+    #[serde(rename = "buildpackID")]
+    buildpack_id: &'a str,
+    #[serde(rename = "working-dir", skip_serializing_if = "Option::is_none")]
+    working_dir: Option<&'a str>,
+}
+
+impl<'a> BuildLabel<'a> {
+    pub fn new(metadata: &'a Metadata) -> Self {
+        let buildpack = |buildpack: &'a GroupElement| BuildpackEntry {
+            id: &buildpack.id,
+            version: &buildpack.version,
+            homepage: buildpack.homepage.as_deref(),
+        };
+        let process = |process: &'a Process| ProcessEntry {
+            r#type: &process.r#type,
+            command: &process.command,
+            args: &process.args,
+            direct: process.direct,
+            buildpack_id: &process.buildpack_id,
+            working_dir: process.working_dir.as_deref(),
+        };
+        Self {
+            buildpacks: metadata.buildpacks.iter().map(buildpack).collect(),
+            launcher: Launcher { version: crate::launcher::VERSION, source: Source::default() },
+            processes: metadata.processes.iter().map(process).collect(),
+            default: metadata.buildpack_default_process_type.as_deref(),
+        }
     }
-    label
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_keeps_integers_and_writes_dates_as_text() {
+        let table: toml::Value = toml::from_str("a = 1\nb = 1979-05-27T07:32:00Z\nc = [{ d = 1.5 }]").unwrap();
+        let expected = serde_json::json!({ "a": 1, "b": "1979-05-27T07:32:00Z", "c": [{ "d": 1.5 }] });
+        assert_eq!(json(&table), expected);
+    }
+
+    #[test]
+    fn labels_have_the_keys_of_the_real_exporter_in_their_order() {
+        let metadata = Metadata {
+            buildpack_default_process_type: Some("web".to_owned()),
+            buildpacks: vec![GroupElement {
+                id: "a".to_owned(),
+                version: "1".to_owned(),
+                api: "0.10".to_owned(),
+                homepage: None,
+            }],
+            ..Metadata::default()
+        };
+        let version = crate::launcher::VERSION;
+        let expected = format!(
+            r#"{{"buildpacks":[{{"id":"a","version":"1"}}],"launcher":{{"version":"{version}","source":{{"git":{{"repository":"","commit":""}}}}}},"processes":[],"buildpack-default-process-type":"web"}}"#
+        );
+        assert_eq!(serde_json::to_string(&BuildLabel::new(&metadata)).unwrap(), expected);
+        let sha = Digest::of("");
+        let layer = LayerMetadata { sha, data: None, types: LayerTypes { launch: true, ..LayerTypes::default() } };
+        let expected = format!(r#"{{"sha":"{sha}","data":null,"build":false,"launch":true,"cache":false}}"#);
+        assert_eq!(serde_json::to_string(&layer).unwrap(), expected);
+    }
 }

@@ -27,8 +27,10 @@ pub struct Prepare {
     /// Limits of the unpacked source.
     pub max_bytes: u64,
     pub max_entries: u64,
-    /// The application's environment, for `/platform/env`.
+    /// For `/platform/env`: what builds are given, and the application's environment, which wins.
     pub environment: BTreeMap<String, String>,
+    /// Where the build finds the certificate authorities that it is given, for the binding `ca-certificates`.
+    pub ca_bundle: Option<String>,
     /// Where the previous image and the cache are.
     pub registry: RegistryAccess,
     /// The image of the last successful staging, for reuse of layers.
@@ -78,8 +80,8 @@ pub struct PackageRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Build {
     pub target: Target,
-    /// Variables that every buildpack gets, beside `/platform/env`: proxies and certificate
-    /// bundles. They reach the build and never the image.
+    /// Variables that every buildpack gets, also one that wants no `/platform/env`, which wins: proxies and
+    /// certificate bundles. They reach the build and never the image.
     pub build_environment: BTreeMap<String, String>,
 }
 
@@ -95,6 +97,8 @@ pub struct Export {
     pub previous: Option<ImageName>,
     pub cache_repository: String,
     pub compression: Compression,
+    /// What the layers of the application may have together, uncompressed; as much is for the cache.
+    pub max_bytes: u64,
     /// For `io.buildpacks.project.metadata`.
     pub project: serde_json::Value,
 }

@@ -2,58 +2,85 @@
 //!
 //! Layers are restored before anybody knows which buildpacks take part; the build forgets those of the others.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use nix::unistd::Uid;
+use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::io::SyncIoBridge;
 
 use super::{
-    Context as _, Dirs, Error, Hooks, Result, escape,
-    image::{Image, connect},
-    metadata::{BuildpackLayers, CACHE, CacheMetadata, LIFECYCLE, LayerMetadata, LifecycleMetadata},
+    Context as _, Dirs, Error, Hooks, Result,
+    buildpack::is_name,
+    escape,
+    image::{Image, Lost, connect},
+    metadata::{BuildpackLayers, CACHE, CacheMetadata, LIFECYCLE, LayerMetadata, LifecycleMetadata, Sha, find},
     phase::{Prepare, Prepared},
+    sbom,
 };
 use crate::{
-    oci::{Client, Descriptor, Ownership, unpack_layer},
+    oci::{Client, Descriptor, Ownership, tree::remove_tree, unpack_layer},
     runtime::{CNB_ID, OWN_BINARY},
 };
 
 /// How much of a restored layer may be between network and disk, in bytes.
 const PIPE: usize = 512 << 10;
+/// How many layers are restored at once.
+const AT_ONCE: usize = 4;
+/// The binding through which buildpacks are offered certificate authorities, and its type.
+const CERTIFICATES: &str = "ca-certificates";
 
 pub(super) fn prepare(dirs: &Dirs, input: &Prepare, hooks: &Hooks) -> Result<Prepared> {
     let unpacked = (hooks.unpack)(Path::new(&input.source), &dirs.app, input.max_bytes, input.max_entries);
     let (entries, bytes) =
         unpacked.map_err(|cause| Error::new(1, format!("the source cannot be unpacked: {cause}")))?;
-    let env = dirs.platform.join("env");
-    fs::create_dir_all(&env).context(1, || format!("creating {}", env.display()))?;
-    for (name, value) in &input.environment {
-        fs::write(env.join(name), value).context(1, || format!("writing the variable {name}"))?;
-    }
+    lay_out_platform(dirs, input)?;
     (hooks.install_buildpacks)(&dirs.cnb, OWN_BINARY).context(1, || "laying out the buildpacks".to_owned())?;
     let mut prepared = Prepared { entries, bytes, warnings: Vec::new() };
     if input.previous.is_some() || input.cache.is_some() {
         let (runtime, client) = connect(&input.registry.address)?;
-        if let Err(error) = runtime.block_on(restore(dirs, input, &client, &mut prepared.warnings)) {
+        match runtime.block_on(restore(dirs, input, &client)) {
+            Ok(warnings) => prepared.warnings = warnings,
             // A build without a cache takes longer, and that is all.
-            prepared.warnings.push(format!("nothing was restored: {}", error.cause));
+            Err(error) => prepared.warnings.push(format!("nothing was restored: {}", error.cause)),
         }
     }
     prepared.warnings.iter().for_each(|warning| println!("Warning: {warning}"));
     Ok(prepared)
 }
 
-async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>, warnings: &mut Vec<String>) -> Result<()> {
-    let previous = match &input.previous {
-        Some(name) => Image::read(client, name).await?,
-        None => None,
-    };
-    let cache = match &input.cache {
-        Some(name) => Image::read(client, name).await?,
-        None => None,
-    };
-    let of_app = previous.as_ref().and_then(|image| image.label::<LifecycleMetadata>(LIFECYCLE)).unwrap_or_default();
-    let of_cache = cache.as_ref().and_then(|image| image.label::<CacheMetadata>(CACHE)).unwrap_or_default();
+fn lay_out_platform(dirs: &Dirs, input: &Prepare) -> Result<()> {
+    let env = dirs.platform.join("env");
+    fs::create_dir_all(&env).context(1, || format!("creating {}", env.display()))?;
+    for (name, value) in &input.environment {
+        fs::write(env.join(name), value).context(1, || format!("writing the variable {name}"))?;
+    }
+    let Some(bundle) = &input.ca_bundle else { return Ok(()) };
+    let binding = dirs.platform.join("bindings").join(CERTIFICATES);
+    let doing = || format!("writing {}", binding.display());
+    fs::create_dir_all(&binding).context(1, doing)?;
+    fs::write(binding.join("type"), CERTIFICATES).context(1, doing)?;
+    // The bundle itself is there when the build is.
+    symlink(bundle, binding.join("ca.pem")).context(1, doing)
+}
+
+/// Lays back what the previous image and the cache have of each buildpack; returns what was not possible, and why.
+pub async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let previous = Image::find(client, input.previous.as_ref(), &mut warnings).await;
+    let cache = Image::find(client, input.cache.as_ref(), &mut warnings).await;
+    let mut of_app =
+        previous.as_ref().and_then(|image| image.label::<LifecycleMetadata>(LIFECYCLE)).unwrap_or_default();
+    let mut of_cache = cache.as_ref().and_then(|image| image.label::<CacheMetadata>(CACHE)).unwrap_or_default();
+    keep_safe(&mut of_app.buildpacks);
+    keep_safe(&mut of_cache.buildpacks);
+    let mut restoring = Restoring { dirs, client, at_once: Arc::new(Semaphore::new(AT_ONCE)), pending: JoinSet::new() };
+    restoring.start_sbom(previous.as_ref(), of_app.sbom);
+    restoring.start_sbom(cache.as_ref(), of_cache.sbom);
     for buildpack in &of_app.buildpacks {
         let folder = own_folder(dirs, &buildpack.key)?;
         if let Some(store) = &buildpack.store {
@@ -67,7 +94,6 @@ async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>, warnings: &
             }
         }
     }
-    let mut pending = tokio::task::JoinSet::new();
     for buildpack in &of_cache.buildpacks {
         let folder = own_folder(dirs, &buildpack.key)?;
         for (name, layer) in buildpack.layers.iter().filter(|(_, layer)| layer.types.cache) {
@@ -78,40 +104,93 @@ async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>, warnings: &
                 continue;
             }
             write_metadata(&folder, name, newer.unwrap_or(layer))?;
-            let Some((image, blob)) = cache.as_ref().and_then(|image| Some((image, image.layer(&layer.sha)?))) else {
-                continue;
-            };
-            let (client, repository, blob) = (Arc::clone(client), image.name.repository.clone(), blob.clone());
-            let (file, what) = (folder.join(format!("{name}.toml")), format!("layer '{name}' of {}", buildpack.key));
-            pending.spawn(async move { (file, what, unpack(&client, &repository, blob).await) });
+            if let Some((image, blob)) = cache.as_ref().and_then(|image| Some((image, image.layer(&layer.sha)?))) {
+                let what = format!("layer '{name}' of {}", buildpack.key);
+                restoring.start(image, blob, Some(folder.join(name)), what);
+            }
         }
     }
-    while let Some(done) = pending.join_next().await {
-        let (file, what, result) = done.context(1, || "restoring".to_owned())?;
-        if let Err(error) = result {
-            // Metadata without content would promise what is not there.
-            let _ = fs::remove_file(file);
+    warnings.extend(restoring.finish().await?);
+    for (kind, buildpacks) in [("launch", &of_app.buildpacks), ("cache", &of_cache.buildpacks)] {
+        for (buildpack, name) in buildpacks.iter().flat_map(|of| of.layers.keys().map(move |name| (of, name))) {
+            if dirs.layers.join(escape(&buildpack.key)).join(format!("{name}.toml")).exists() {
+                sbom::lay_back(dirs, kind, &buildpack.key, name)?;
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+/// Labels of images may be of a buildpack's making: a name in them must not lead out of its folder.
+fn keep_safe(buildpacks: &mut Vec<BuildpackLayers>) {
+    buildpacks.retain(|buildpack| is_name(&escape(&buildpack.key)));
+    buildpacks.iter_mut().for_each(|buildpack| buildpack.layers.retain(|name, _| is_name(name)));
+}
+
+/// Layers that are on their way to the disk.
+struct Restoring<'a> {
+    dirs: &'a Dirs,
+    client: &'a Arc<Client>,
+    at_once: Arc<Semaphore>,
+    pending: JoinSet<Restored>,
+}
+
+struct Restored {
+    blob: Descriptor,
+    place: Option<PathBuf>,
+    what: String,
+    result: Result<()>,
+}
+
+impl Restoring<'_> {
+    fn start_sbom(&mut self, image: Option<&Image>, sbom: Option<Sha>) {
+        if let Some((image, blob)) = image.zip(sbom).and_then(|(image, sbom)| Some((image, image.layer(&sbom.sha)?))) {
+            self.start(image, blob, None, "the bill of materials".to_owned());
+        }
+    }
+
+    /// `place` is the folder that the layer comes to.
+    fn start(&mut self, image: &Image, blob: &Descriptor, place: Option<PathBuf>, what: String) {
+        let (client, repository, blob) = (Arc::clone(self.client), image.name.repository.clone(), blob.clone());
+        let root = self.dirs.layers.parent().unwrap_or(Path::new("/")).to_owned();
+        let at_once = Arc::clone(&self.at_once);
+        self.pending.spawn(async move {
+            let _turn = at_once.acquire_owned().await;
+            let result = unpack(&client, &repository, blob.clone(), root).await;
+            Restored { blob, place, what, result }
+        });
+    }
+
+    /// What was not restored.
+    async fn finish(mut self) -> Result<Vec<String>> {
+        let (mut lost, mut warnings) = (Lost::default(), Vec::new());
+        while let Some(done) = self.pending.join_next().await {
+            let Restored { blob, place, what, result } = done.context(1, || "restoring".to_owned())?;
+            let Err(error) = result else { continue };
+            if let Some(place) = place {
+                // Half a layer, or metadata without content, would promise what is not there.
+                let _ = fs::remove_file(place.with_added_extension("toml"));
+                remove_tree(&place).context(1, || format!("removing {}", place.display()))?;
+            }
+            lost.blobs.push(blob.digest);
             warnings.push(format!("{what} was not restored: {}", error.cause));
         }
+        lost.write(self.dirs)?;
+        Ok(warnings)
     }
-    Ok(())
 }
 
 /// From the registry to the disk, without a copy in between.
-async fn unpack(client: &Client, repository: &str, blob: Descriptor) -> Result<()> {
+async fn unpack(client: &Client, repository: &str, blob: Descriptor, root: PathBuf) -> Result<()> {
     let (reader, writer) = tokio::io::duplex(PIPE);
     let media_type = blob.media_type.clone();
     let ownership = if Uid::effective().is_root() { Ownership::AsInLayer } else { Ownership::Ignore };
     let bridge = SyncIoBridge::new(reader);
-    let unpacking = tokio::task::spawn_blocking(move || unpack_layer(bridge, &media_type, Path::new("/"), ownership));
+    let unpacking = tokio::task::spawn_blocking(move || unpack_layer(bridge, &media_type, &root, ownership));
     let pulled = client.pull_blob(repository, &blob, writer).await;
     let unpacked = unpacking.await.map_err(io::Error::other).and_then(|unpacked| unpacked);
     pulled.context(1, || "reading".to_owned())?;
     unpacked.map(drop).context(1, || "unpacking".to_owned())
-}
-
-fn find<'a>(all: &'a [BuildpackLayers], id: &str, name: &str) -> Option<&'a LayerMetadata> {
-    all.iter().find(|buildpack| buildpack.key == id)?.layers.get(name)
 }
 
 /// Only `[metadata]`: whether the layer is used again is the buildpack's decision.
@@ -144,14 +223,15 @@ fn without_nulls(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-fn own_folder(dirs: &Dirs, id: &str) -> Result<std::path::PathBuf> {
+fn own_folder(dirs: &Dirs, id: &str) -> Result<PathBuf> {
     let folder = dirs.layers.join(escape(id));
     fs::create_dir_all(&folder).context(1, || format!("creating {}", folder.display()))?;
     own(&folder)?;
     Ok(folder)
 }
 
-fn own(path: &Path) -> Result<()> {
+/// Gives a file to the user of the build.
+pub(super) fn own(path: &Path) -> Result<()> {
     if !Uid::effective().is_root() {
         return Ok(());
     }

@@ -14,7 +14,7 @@ pub(super) struct OrderGroup {
     pub group: Vec<OrderElement>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct OrderElement {
     pub id: String,
     pub version: String,
@@ -25,8 +25,14 @@ pub(super) struct OrderElement {
 /// `buildpack.toml`
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Descriptor {
+    #[serde(default)]
     pub api: String,
     pub buildpack: DescriptorBuildpack,
+    #[serde(default)]
+    pub targets: Vec<TargetPattern>,
+    /// Of a composite buildpack, which is nothing but this.
+    #[serde(default)]
+    pub order: Vec<OrderGroup>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -35,6 +41,26 @@ pub(super) struct DescriptorBuildpack {
     pub homepage: Option<String>,
     #[serde(default)]
     pub clear_env: bool,
+    /// Media types.
+    #[serde(default)]
+    pub sbom_formats: Vec<String>,
+}
+
+/// What a buildpack is made for; what is empty is anything. Variants of an architecture are not told apart, as images
+/// that name none are not.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(super) struct TargetPattern {
+    pub os: String,
+    pub arch: String,
+    pub distros: Vec<Distro>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(super) struct Distro {
+    pub name: String,
+    pub version: String,
 }
 
 /// `group.toml`
@@ -80,6 +106,9 @@ pub(super) struct Provide {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Require {
     pub name: String,
+    /// Old APIs had it here. It belongs into the metadata.
+    #[serde(default, skip_serializing)]
+    pub version: Option<toml::Value>,
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub metadata: toml::Table,
 }
@@ -123,6 +152,15 @@ pub(super) struct LaunchToml {
     pub processes: Vec<LaunchProcess>,
     #[serde(default)]
     pub labels: Vec<Label>,
+    #[serde(default)]
+    pub slices: Vec<Slice>,
+}
+
+/// Files of the application that get a layer of their own, by patterns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Slice {
+    #[serde(default)]
+    pub paths: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -145,20 +183,19 @@ pub(super) struct Label {
 }
 
 /// `<layer>.toml`
-#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 pub(super) struct LayerToml {
     #[serde(default)]
     pub types: LayerTypes,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<toml::Value>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerTypes {
     #[serde(default)]
-    pub launch: bool,
-    #[serde(default)]
     pub build: bool,
+    #[serde(default)]
+    pub launch: bool,
     #[serde(default)]
     pub cache: bool,
 }
@@ -181,6 +218,8 @@ pub(super) struct Metadata {
     pub labels: Vec<Label>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<Process>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<Slice>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,7 +239,8 @@ impl Metadata {
     /// a basic string, and a JSON array of strings an array.
     pub fn to_toml(&self) -> String {
         fn json(value: &impl Serialize) -> String {
-            serde_json::to_string(value).unwrap_or_default()
+            // The one character that JSON leaves as it is and TOML does not.
+            serde_json::to_string(value).unwrap_or_default().replace('\u{7f}', "\\u007f")
         }
         let mut text = String::new();
         let mut line = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
@@ -232,6 +272,9 @@ impl Metadata {
                 line("working-dir", json(dir));
             }
         }
+        for slice in &self.slices {
+            text.push_str(&format!("\n[[slices]]\npaths = {}\n", json(&slice.paths)));
+        }
         text
     }
 }
@@ -245,7 +288,7 @@ mod tests {
         let process = Process {
             r#type: "web".to_owned(),
             command: vec!["bash".to_owned(), "-c".to_owned()],
-            args: vec!["echo \"$A\"\n'two'\t\\".to_owned()],
+            args: vec!["echo \"$A\"\n'two'\t\\\u{7f}".to_owned()],
             direct: true,
             buildpack_id: "a/b".to_owned(),
             working_dir: None,
@@ -253,10 +296,11 @@ mod tests {
         let metadata = Metadata {
             buildpack_default_process_type: Some("web".to_owned()),
             processes: vec![process.clone()],
+            slices: vec![Slice { paths: vec!["*.\"js".to_owned()] }],
             ..Metadata::default()
         };
         let read: Metadata = toml::from_str(&metadata.to_toml()).unwrap();
-        assert_eq!(read.processes, [process]);
+        assert_eq!((read.processes, read.slices), (vec![process], metadata.slices));
         assert_eq!(read.buildpack_default_process_type.as_deref(), Some("web"));
     }
 }

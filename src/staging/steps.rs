@@ -21,6 +21,11 @@ const SOURCE: &str = "/run/epiniod/source";
 const ROOTS: &str = "/run/epiniod/roots.pem";
 /// How long our own steps may take.
 const OWN_DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// How long those may take that move whole applications: 16 GiB on a slow disk.
+const MOVING_DEADLINE: Duration = Duration::from_secs(2 * 3600);
+/// What our own steps may use: they work in streams.
+const OWN_LIMITS: Limits =
+    Limits { memory_bytes: Some(1 << 30), millicpus: None, pids: Some(256), scratch_bytes: None };
 
 type Result<T> = std::result::Result<T, serde_json::Error>;
 
@@ -32,12 +37,14 @@ pub(super) fn prepare(
     previous: Option<&ImageName>,
     cache: Option<ImageName>,
 ) -> Result<Step> {
-    let environment = staging.environment.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+    let mut environment = settings.build_environment.clone();
+    environment.extend(staging.environment.iter().map(|(name, value)| (name.to_string(), value.clone())));
     let input = phase::Prepare {
         source: SOURCE.to_owned(),
         max_bytes: settings.max_source_bytes,
         max_entries: settings.max_source_entries,
         environment,
+        ca_bundle: settings.ca_bundle.clone(),
         registry: RegistryAccess { address: settings.registry_address.clone() },
         previous: previous.cloned(),
         cache,
@@ -49,6 +56,7 @@ pub(super) fn prepare(
         volumes: volumes(["rw workspace", "rw layers", "rw platform", "rw cnb"]),
         network: StepNetwork::Daemon,
         user: StepUser::Root,
+        deadline: MOVING_DEADLINE,
         ..own_step("prepare")
     })
 }
@@ -59,7 +67,7 @@ pub(super) fn detect() -> Result<Step> {
     Ok(Step {
         files: vec![input_file(&input)?],
         volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"]),
-        limits: Limits { pids: Some(1024), memory_bytes: Some(1 << 30), ..Limits::default() },
+        limits: Limits { pids: Some(1024), ..OWN_LIMITS },
         ..own_step("detect")
     })
 }
@@ -95,6 +103,7 @@ pub(super) fn export(
         previous: previous.cloned(),
         cache_repository: ImageName::cache_repository(&staging.namespace, &staging.app),
         compression: Compression::Zstd,
+        max_bytes: settings.max_source_bytes.saturating_mul(2),
         project: serde_json::json!({}),
     };
     Ok(Step {
@@ -103,6 +112,7 @@ pub(super) fn export(
         volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"]),
         network: StepNetwork::Daemon,
         user: StepUser::Root,
+        deadline: MOVING_DEADLINE,
         ..own_step("export")
     })
 }
@@ -120,7 +130,7 @@ fn own_step(name: &'static str) -> Step {
         network: StepNetwork::None,
         user: StepUser::Cnb,
         trust: Trust::Image,
-        limits: Limits::default(),
+        limits: OWN_LIMITS,
         report: Some(phase::REPORT.to_owned()),
         deadline: OWN_DEADLINE,
     }

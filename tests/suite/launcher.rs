@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    io::ErrorKind,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::symlink,
     path::PathBuf,
     process::{Command, Output},
 };
 
 use tempfile::TempDir;
+
+use crate::support::{executable, write};
 
 const METADATA: &str = r##"
 buildpack-default-process-type = "web"
@@ -96,19 +97,19 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let place = Self { dir: tempfile::tempdir_in("/var/tmp").unwrap() };
-        place.file("layers/config/metadata.toml", METADATA, 0o644);
+        place.file("layers/config/metadata.toml", METADATA);
         for folder in ["one_a/a/bin", "one_a/a-b/bin", "two/z/bin", "two/z/lib"] {
             fs::create_dir_all(place.path("layers").join(folder)).unwrap();
         }
-        place.file("layers/one_a/a/env/PATH.prepend", "/from/env", 0o644);
-        place.file("layers/one_a/a/env/PATH.delim", ":", 0o644);
-        place.file("layers/one_a/a/env/A_DEFAULT.default", "default", 0o644);
-        place.file("layers/one_a/a/env.launch/OVR.override", "env\n", 0o644);
-        place.file("layers/one_a/a/env.launch/web/KIND", "web", 0o644);
-        place.file("layers/one_a/a/exec.d/10", EXEC_D, 0o755);
+        place.file("layers/one_a/a/env/PATH.prepend", "/from/env");
+        place.file("layers/one_a/a/env/PATH.delim", ":");
+        place.file("layers/one_a/a/env/A_DEFAULT.default", "default");
+        place.file("layers/one_a/a/env.launch/OVR.override", "env\n");
+        place.file("layers/one_a/a/env.launch/web/KIND", "web");
+        place.program("layers/one_a/a/exec.d/10", EXEC_D);
         let second = "#!/bin/sh\necho \"SEEN = \\\"$OVR\\\"\" >&3\n";
-        place.file("layers/one_a/a/exec.d/web/20", second, 0o755);
-        place.file("layers/two/z/profile.d/10.sh", "export PROF=\"from profile\"\n", 0o644);
+        place.program("layers/one_a/a/exec.d/web/20", second);
+        place.file("layers/two/z/profile.d/10.sh", "export PROF=\"from profile\"\n");
         fs::create_dir_all(place.path("app/sub")).unwrap();
         fs::create_dir_all(place.path("process")).unwrap();
         place.install();
@@ -119,17 +120,17 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    fn file(&self, name: &str, content: &str, mode: u32) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, content).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    fn file(&self, name: &str, content: &str) {
+        write(self.dir.path(), name, content);
+    }
+
+    fn program(&self, name: &str, content: &str) {
+        executable(&self.path(name), content.as_bytes());
     }
 
     fn install(&self) {
         let launcher = self.path("launcher");
-        fs::write(&launcher, epiniod::launcher::BINARY).unwrap();
-        fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&launcher, epiniod::launcher::BINARY);
         for kind in ["env", "web", "new", "new1", "old", "script", "olddirect", "unknown"] {
             symlink(&launcher, self.path("process").join(kind)).unwrap();
         }
@@ -149,7 +150,7 @@ impl Place {
     }
 
     fn output(&self, program: &str, args: &[&str]) -> (i32, String) {
-        text(&run(&mut self.command(program, args)))
+        text(&self.command(program, args).output().unwrap())
     }
 
     /// Standard output without what `exec.d` programs say.
@@ -160,24 +161,15 @@ impl Place {
     }
 }
 
-/// Another test's child may hold the program open for writing for a moment.
-fn run(command: &mut Command) -> Output {
-    let mut output = None;
-    super::support::wait_until("the launcher can be started", std::time::Duration::from_secs(20), || {
-        match command.output() {
-            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => false,
-            result => {
-                output = Some(result.unwrap());
-                true
-            }
-        }
-    });
-    output.unwrap()
-}
-
 fn text(output: &Output) -> (i32, String) {
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     (output.status.code().unwrap_or(-1), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn the_launcher_is_small() {
+    let size = epiniod::launcher::BINARY.len();
+    assert!(size <= 1_000_000, "it is in every image, and has {size} bytes");
 }
 
 #[test]
@@ -201,7 +193,7 @@ fn arguments_and_words_are_as_the_specification_says() {
         assert_eq!(place.lines(program, args), expected, "{program} {args:?}");
     }
     let mut old_platform = place.command("new1", &["u1"]);
-    assert_eq!(text(&run(old_platform.env("CNB_PLATFORM_API", "0.9"))).1, "said default\nd1 d2 u1\n");
+    assert_eq!(text(&old_platform.env("CNB_PLATFORM_API", "0.9").output().unwrap()).1, "said default\nd1 d2 u1\n");
     let (app, sub) = (place.path("app"), place.path("app/sub"));
     assert_eq!(place.lines("script", &[]), format!("from profile\n{}\n", sub.display()));
     assert_eq!(fs::read_to_string(app.join("pwd")).unwrap(), format!("{}\n", app.display()));
@@ -254,19 +246,19 @@ fn what_cannot_be_launched_has_its_exit_code() {
         assert!(text.contains(message), "{program} {args:?}: {text}");
     }
     for (name, value, code) in [("CNB_PLATFORM_API", "0.99", 11), ("CNB_PLATFORM_API", "", 11)] {
-        let (found, text) = text(&run(place.command("web", &[]).env(name, value)));
+        let (found, text) = text(&place.command("web", &[]).env(name, value).output().unwrap());
         assert_eq!(found, code, "{text}");
     }
-    let (code, warned) = text(&run(place.command("new", &[]).env("CNB_PROCESS_TYPE", "web")));
+    let (code, warned) = text(&place.command("new", &[]).env("CNB_PROCESS_TYPE", "web").output().unwrap());
     assert_eq!(code, 0);
     assert!(warned.contains("d1|d2|") && warned.contains("CNB_PROCESS_TYPE is not used"), "{warned}");
-    place.file("layers/one_a/a/exec.d/30", "#!/bin/sh\nexit 3\n", 0o755);
+    place.program("layers/one_a/a/exec.d/30", "#!/bin/sh\nexit 3\n");
     assert_failed(&place, "exec.d/30: exit status: 3");
-    place.file("layers/one_a/a/exec.d/30", "#!/bin/sh\necho 'A = 1' >&3\n", 0o755);
+    place.program("layers/one_a/a/exec.d/30", "#!/bin/sh\necho 'A = 1' >&3\n");
     assert_failed(&place, "'A' is not a string");
-    place.file("layers/config/metadata.toml", "[[buildpacks]]\nid = \"x\"\napi = \"0.13\"\n", 0o644);
+    place.file("layers/config/metadata.toml", "[[buildpacks]]\nid = \"x\"\napi = \"0.13\"\n");
     assert_eq!(place.output("launcher", &["--", "true"]).0, 12);
-    place.file("layers/config/metadata.toml", "[[buildpacks]\n", 0o644);
+    place.file("layers/config/metadata.toml", "[[buildpacks]\n");
     assert_failed(&place, "metadata.toml: line 1");
 }
 

@@ -12,6 +12,7 @@ mod command_line;
 mod crashes;
 mod footprint;
 mod launcher;
+mod lifecycle;
 mod registry;
 mod sandbox;
 mod sandbox_rootless;

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -38,4 +41,14 @@ pub fn copy(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).expect("a copy");
         }
     }
+}
+
+/// Writes a program by a process of its own: what this one writes may still be open in a child that another test just
+/// started, and a file that is open for writing cannot be run.
+pub fn executable(path: &Path, content: &[u8]) {
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    let mut cat = Command::new("sh").args(["-c", "cat >\"$0\""]).arg(path).stdin(Stdio::piped()).spawn().expect("sh");
+    cat.stdin.take().expect("a pipe").write_all(content).expect("what is written is read");
+    assert!(cat.wait().expect("sh ends").success(), "writing {}", path.display());
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("an own file");
 }

@@ -295,6 +295,8 @@ fn make_volume(host: &Host, path: &Path) -> io::Result<()> {
         return Ok(());
     }
     fs::create_dir_all(path)?;
+    // It is in layers: its mode must not depend on the umask of the daemon.
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     match host.on_disk(User::of(CNB_ID)) {
         Some(owner) => std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid)),
         None => Ok(()),
