@@ -238,7 +238,7 @@ fn publish(file: &File, temporary: &Path, root: &Path, digest: &Digest, age: &Mu
     let all = root.join("sha256");
     let folder = all.join(&hex[..2]);
     let target = folder.join(&hex[2..]);
-    if touch(&target, age)? {
+    if target.exists() && is_same(&target, temporary)? && touch(&target, age)? {
         return Ok(());
     }
     file.sync_all()?;
@@ -258,6 +258,29 @@ fn touch(path: &Path, age: &Mutex<()>) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether two files have the same bytes. A disk may have lost some of a blob: then what was just written heals it.
+fn is_same(old: &Path, new: &Path) -> io::Result<bool> {
+    let (mut old, mut new) = (File::open(old)?, File::open(new)?);
+    let mut left = new.metadata()?.len();
+    if old.metadata()?.len() != left {
+        return Ok(false);
+    }
+    let (mut there, mut written) = (vec![0; STEP], vec![0; STEP]);
+    while left > 0 {
+        let step = usize::try_from(left).unwrap_or(STEP).min(STEP);
+        // What cannot be read is not the same.
+        if old.read_exact(&mut there[..step]).is_err() {
+            return Ok(false);
+        }
+        new.read_exact(&mut written[..step])?;
+        if there[..step] != written[..step] {
+            return Ok(false);
+        }
+        left -= step as u64;
+    }
+    Ok(true)
 }
 
 fn read_in_steps(file: File, left: u64) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {

@@ -169,7 +169,8 @@ fn text(output: &Output) -> (i32, String) {
 #[test]
 fn the_launcher_is_small() {
     let size = epiniod::launcher::BINARY.len();
-    assert!(size <= 1_000_000, "it is in every image, and has {size} bytes");
+    // A program that does nothing has 1.08 MB: so much is glibc with what the standard library needs of it.
+    assert!(size <= 1_250_000, "it is in every image, and has {size} bytes");
 }
 
 #[test]

@@ -141,6 +141,9 @@ impl Shelf {
             let mut header = tar::Header::new_ustar();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
+            header.set_uid(1000);
+            header.set_gid(1000);
+            header.set_mtime(1);
             archive.append_data(&mut header, name, content)?;
             archive.finish()
         };
