@@ -3,14 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{self, Read as _},
+    io::{self, BufRead as _, Read as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use epiniod::model::Digest;
 
-use crate::support::{Daemon, Packages, RunBy, copy, get, sample, write};
+use crate::support::{Daemon, Packages, RunBy, Surroundings, copy, get, sample, write};
 
 const SAMPLES: [&str; 4] = ["python", "node", "static", "procfile"];
 /// Files of a root that are not of the image: those of its sandbox, and what this test writes.
@@ -19,8 +19,9 @@ const NOT_OF_THE_IMAGE: [&str; 5] = ["tmp/list", ".epiniod/init", "etc/hostname"
 #[test]
 fn an_image_has_the_same_digest_wherever_it_is_built() {
     let first = digests(&Daemon::start());
-    let elsewhere = digests(&Daemon::start_with(Packages::Own, RunBy::Caller));
-    assert_eq!(first, elsewhere, "in another data directory, with an empty cache and other ports");
+    let closed = Surroundings { umask: Some("077"), ..Surroundings::default() };
+    let elsewhere = digests(&Daemon::start_in(closed, Packages::Own, RunBy::Caller));
+    assert_eq!(first, elsewhere, "in another data directory, with an empty cache, other ports and another umask");
     let rootless = digests(&Daemon::start_with(Packages::Own, RunBy::Nobody));
     assert_eq!(first, rootless, "built by a user without rights");
 }
@@ -43,6 +44,67 @@ fn image(daemon: &Daemon, app: &str) -> String {
     let image = shown["image_url"].as_str().expect("an image").to_owned();
     // The name is the same whatever port is in use.
     image.replace("127.0.0.1:30500", &format!("127.0.0.1:{}", daemon.registry_port))
+}
+
+/// Authorities and proxies are for builds only.
+#[test]
+fn what_builds_are_given_is_in_no_image() {
+    let place = tempfile::tempdir().expect("a folder");
+    let bundle = place.path().join("authorities.pem");
+    let own = std::env::var("SSL_CERT_FILE").unwrap_or_else(|_| "/etc/ssl/certs/ca-certificates.crt".to_owned());
+    let authorities = fs::read_to_string(own).expect("the authorities of this machine");
+    fs::write(&bundle, format!("{authorities}\n# marked-by-a-test\n")).expect("a file");
+    let environment = vec![
+        ("EPINIOD_BUILD_CA_FILE", bundle.display().to_string()),
+        ("NO_PROXY", "marked-by-a-test.invalid".to_owned()),
+    ];
+    let surroundings = Surroundings { environment, ..Surroundings::default() };
+    let daemon = Daemon::start_in(surroundings, Packages::Shared, RunBy::Caller);
+    let node = daemon.dir().join("node");
+    copy(&sample("node"), &node);
+    let script = "const read = (path) => require('fs').readFileSync(path, 'utf8').includes('marked-by' + '-a-test');\n\
+                  const { NO_PROXY, NODE_EXTRA_CA_CERTS } = process.env;\n\
+                  const binding = '/platform/bindings/ca-certificates/';\n\
+                  console.log('the build sees', NO_PROXY, read(NODE_EXTRA_CA_CERTS), read(binding + 'ca.pem'));\n";
+    write(&node, "look.js", script);
+    let package = fs::read_to_string(node.join("package.json")).expect("a file");
+    let mut package: serde_json::Value = serde_json::from_str(&package).expect("JSON");
+    package["scripts"]["build"] = "node look.js".into();
+    write(&node, "package.json", &package.to_string());
+    for (name, source) in [("node", node), ("python", sample("python"))] {
+        daemon.push(name, &source);
+        for blob in blobs(&daemon, &image(&daemon, name)) {
+            assert!(!has_mark(&blob), "{name}: {}", blob.display());
+        }
+    }
+    let log = daemon.output(["apps", "logs", "node", "--staging"]);
+    let log = [log.stdout, log.stderr].concat();
+    let log = String::from_utf8_lossy(&log);
+    assert!(log.contains("the build sees marked-by-a-test.invalid true true"), "{log}");
+}
+
+/// The files of an image's layers and configuration in the data directory.
+fn blobs(daemon: &Daemon, image: &str) -> Vec<PathBuf> {
+    let file = |digest: &str| {
+        let hex = digest.trim_start_matches("sha256:");
+        daemon.data_dir().join("blobs/sha256").join(&hex[..2]).join(&hex[2..])
+    };
+    let manifest = fs::read(file(image.rsplit_once('@').expect("a digest").1)).expect("a manifest");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+    let layers = manifest["layers"].as_array().expect("layers");
+    layers.iter().chain([&manifest["config"]]).map(|blob| file(blob["digest"].as_str().expect("a digest"))).collect()
+}
+
+/// Whether a blob has the mark in it, unpacked if it is packed.
+fn has_mark(blob: &Path) -> bool {
+    let grep = Command::new("grep").args(["-aqiF", "marked-by-a-test"]).stdin(Stdio::piped()).spawn();
+    let mut grep = grep.expect("grep");
+    let mut bytes = io::BufReader::new(fs::File::open(blob).expect("a blob"));
+    let packed = bytes.fill_buf().expect("bytes").starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
+    let into = grep.stdin.take().expect("a pipe");
+    // When it finds the mark, it reads no further.
+    let _ = if packed { zstd::stream::copy_decode(bytes, into) } else { io::copy(&mut bytes, &mut { into }).map(drop) };
+    grep.wait().expect("grep ends").success()
 }
 
 #[test]

@@ -35,10 +35,19 @@ pub enum RunBy {
     Nobody,
 }
 
+/// What a daemon finds around it.
+#[derive(Default)]
+pub struct Surroundings {
+    pub environment: Vec<(&'static str, String)>,
+    /// Octal, as the shell has it.
+    pub umask: Option<&'static str>,
+}
+
 pub struct Daemon {
     dir: TempDir,
     program: PathBuf,
     run_by: RunBy,
+    surroundings: Surroundings,
     pub port: u16,
     pub registry_port: u16,
     pub password: String,
@@ -61,11 +70,17 @@ impl Daemon {
 
     /// A daemon with an empty data directory, and perhaps no packages or no rights.
     pub fn start_with(packages: Packages, run_by: RunBy) -> Self {
+        Self::start_in(Surroundings::default(), packages, run_by)
+    }
+
+    /// The same, in other surroundings than those of the tests.
+    pub fn start_in(surroundings: Surroundings, packages: Packages, run_by: RunBy) -> Self {
         let dir = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in(scratch()).expect("a temporary folder");
         let run_by = if nix::unistd::Uid::effective().is_root() { run_by } else { RunBy::Caller };
         let mut daemon = Self {
             program: program(&dir, run_by),
             run_by,
+            surroundings,
             port: free_port(),
             registry_port: free_port(),
             password: "the-password-of-tests".to_owned(),
@@ -86,7 +101,7 @@ impl Daemon {
         let log =
             fs::File::options().create(true).append(true).open(self.dir.path().join("daemon.log")).expect("a log");
         let child = self
-            .command(["serve"])
+            .serve()
             .env("EPINIOD_ADMIN_PASSWORD", &self.password)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -95,6 +110,18 @@ impl Daemon {
             .expect("the daemon starts");
         self.child = Some(child);
         self.wait_until_ready();
+    }
+
+    fn serve(&self) -> Command {
+        let mut command = self.command(["serve"]);
+        command.envs(self.surroundings.environment.iter().cloned());
+        let Some(umask) = self.surroundings.umask else { return command };
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "umask \"$1\"; exec \"$0\" serve"]).arg(&self.program).arg(umask);
+        for (name, value) in command.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        shell
     }
 
     /// SIGKILL: what a crash is.
