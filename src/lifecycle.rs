@@ -3,7 +3,11 @@
 //! Each phase is a step of a job: a process of its own, in a sandbox, told by one JSON file what to
 //! do. The types of those files and of the reports that steps leave are in [`phase`]. The rules are those of
 //! the buildpack API 0.7 to 0.12 and the platform API 0.14; what a build leaves is never trusted: links are not
-//! followed, files have a limit, owners are ours.
+//! followed, files and layers have a limit, owners are ours.
+//!
+//! It does as the real lifecycle does, down to the bytes of layers, but for what is better for an application: integers
+//! in metadata stay integers; a cached layer that is broken goes with its metadata, and is written anew; the folders
+//! above a layer have one mode, whatever they have on disk; there is no layer for bills of materials that nobody wrote.
 
 mod build;
 mod buildpack;

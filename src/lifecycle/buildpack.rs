@@ -17,7 +17,7 @@ use super::{
 
 const PASSED: i32 = 0;
 const NOT_FOR_ME: i32 = 100;
-/// What there is instead of an exit code when a buildpack did not end with one, or answered what cannot be read.
+/// What there is instead of an exit code when a buildpack did not end with one, or wrote what is not a plan.
 const NO_CODE: i32 = -1;
 /// The exit code of a phase that met a buildpack which it does not understand.
 const WRONG_BUILDPACK_API: i32 = 12;
@@ -111,7 +111,9 @@ impl Buildpack {
         };
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).trim_end().to_owned();
-        let code = output.status.code().unwrap_or(NO_CODE);
+        let Some(code) = output.status.code() else {
+            return Ok(Answer::failure(format!("it was ended by a signal: {text}")));
+        };
         if code != PASSED {
             return Ok(Answer { code, output: text, plan: BuildPlan::default() });
         }

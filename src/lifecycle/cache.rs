@@ -14,6 +14,7 @@ use super::{
 use crate::{
     model::{Digest, ImageName},
     oci::{Client, Compression, ConfigFile, Descriptor, ExecutionConfig, RootFs},
+    telemetry,
 };
 
 const TAG: &str = "latest";
@@ -31,7 +32,7 @@ pub(super) async fn save_cache(
     let last = match client.manifest(&input.cache_repository, TAG).await {
         Ok(found) => found.map(|(digest, _)| ImageName::new(&input.cache_repository, digest)),
         Err(error) => {
-            warnings.push(format!("the last build cache cannot be read: {error}"));
+            warnings.push(format!("the last build cache cannot be read: {}", telemetry::chain(&error)));
             None
         }
     };

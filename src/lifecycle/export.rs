@@ -3,10 +3,11 @@
 //! What is expected to have changed is read once: tar, diffID, compression, digest and upload in one pass. What is
 //! expected to be what it was is hashed, which is all there is to do if it is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{
     Dirs, Error, Result,
+    buildpack::is_name,
     cache::save_cache,
     escape,
     image::{Image, Lost, connect},
@@ -82,6 +83,10 @@ async fn buildpack(
     element: &GroupElement,
     known: &LifecycleMetadata,
 ) -> Result<BuildpackLayers> {
+    // The build may have written the group.
+    if !is_name(&escape(&element.id)) {
+        return Err(Error::new(EXPORT_FAILED, format!("'{}' in group.toml names no buildpack", element.id)));
+    }
     let folder = dirs.layers.join(escape(&element.id));
     let mut layers = layers::read(&folder, EXPORT_FAILED)?;
     layers.retain(|layer| layer.types.launch);
@@ -157,7 +162,7 @@ async fn add_own(
 }
 
 /// A folder as the content of a layer.
-pub(super) fn folder_at(place: &std::path::Path, inside: &str) -> Content {
+pub(super) fn folder_at(place: &Path, inside: &str) -> Content {
     let (place, inside) = (place.to_owned(), inside.to_owned());
     Arc::new(move |out| tar::tree(out, &place, &inside))
 }

@@ -359,7 +359,7 @@ mod tests {
         let records = String::from_utf8_lossy(&bytes[512..1024]);
         assert_eq!(
             records.trim_end_matches('\0'),
-            format!("163 linkpath={target}\n116 path=/workspace/{folder}/link\n")
+            format!("164 linkpath={target}\n116 path=/workspace/{folder}/link\n")
         );
         assert_eq!(bytes[1024 + 345], 0, "the prefix is empty");
     }

@@ -22,7 +22,7 @@ const ROOTS: &str = "/run/epiniod/roots.pem";
 /// How long our own steps may take.
 const OWN_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// How long those may take that move whole applications: 16 GiB on a slow disk.
-const MOVING_DEADLINE: Duration = Duration::from_secs(2 * 3600);
+const MOVING_DEADLINE: Duration = Duration::from_secs(3600);
 /// What our own steps may use: they work in streams.
 const OWN_LIMITS: Limits =
     Limits { memory_bytes: Some(1 << 30), millicpus: None, pids: Some(256), scratch_bytes: None };

@@ -64,7 +64,8 @@ fn outcome(house: &House) -> Result<(String, String), i32> {
 
 #[test]
 fn groups_are_found_as_by_the_real_detector() {
-    let vectors: [(u32, &str, Result<(&str, &str), i32>); 21] = [
+    // Those from 100 on are our own.
+    let vectors = [
         (1, "A? r:x, B", Ok(("B", ""))),
         (2, "A r:x, B", Err(20)),
         (3, "A p:x, B", Err(20)),
@@ -91,7 +92,7 @@ fn groups_are_found_as_by_the_real_detector() {
     ];
     for (number, order, expected) in vectors {
         let found = outcome(&house(order));
-        let expected = expected.map(|(group, plan)| (group.to_owned(), plan.to_owned()));
+        let expected = expected.map(|(group, plan): (&str, &str)| (group.to_owned(), plan.to_owned()));
         assert_eq!(found, expected, "vector {number}: {order}");
     }
 }
@@ -126,7 +127,7 @@ fn descriptors_and_plans_are_read_as_by_the_real_detector() {
     let arm = "[[targets]]\nos = \"linux\"\narch = \"arm64\"";
     let distro = "[[targets]]\n[[targets.distros]]\nname = \"ubuntu\"";
     let variant = |key: &str| format!("[[targets]]\nos = \"linux\"\narch = \"amd64\"\n{key} = \"v3\"");
-    let vectors: [(u32, &str, String, String, Result<&str, i32>); 11] = [
+    let vectors = [
         (25, "0.10", String::new(), requires("version = \"1\""), Err(21)),
         (26, "0.10", String::new(), requires("metadata.version = \"1\""), Ok("A,B")),
         (28, "0.10", arm.to_owned(), String::new(), Err(21)),

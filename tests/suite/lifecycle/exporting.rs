@@ -44,7 +44,7 @@ async fn layers_are_decided_on_as_by_the_real_exporter() {
     layer(&first, "l1", "launch", Some("one"));
     let previous = export(&shelf, &first, "first", None).await.unwrap().image;
     // Content and flags of a layer; how many layers are added besides app, launcher and config, or the refusal.
-    let vectors: [(&str, &str, Option<&str>, Result<u32, &str>); 12] = [
+    let vectors = [
         ("l1", "launch", Some("one"), Ok(0)),
         ("l1", "launch", Some("two"), Ok(1)),
         ("l1", "launch", None, Ok(0)),
@@ -58,6 +58,10 @@ async fn layers_are_decided_on_as_by_the_real_exporter() {
         ("l2", "launch build cache", Some("one"), Ok(1)),
         ("l1", "launch cache", Some("one"), Ok(0)),
     ];
+    let empty = house();
+    layer(&empty, "l1", "launch", None);
+    fs::create_dir(empty.path("layers/a_b/l1")).unwrap();
+    assert_eq!(export(&shelf, &empty, "empty", Some(&previous)).await.unwrap().layers_added, 1);
     for (number, (name, types, content, expected)) in vectors.into_iter().enumerate() {
         let house = house();
         layer(&house, name, types, content);

@@ -130,7 +130,7 @@ impl Shelf {
         let client = Arc::new(Client::new(&address, "anybody").unwrap());
         let mut shelf = Self { dir, client, run_image: ImageName::new(BASE, Digest::of("")), address };
         let layer = shelf.layer(BASE, "etc/base", b"base").await;
-        shelf.run_image = shelf.image(BASE, "base", [].into(), vec![layer]).await;
+        shelf.run_image = shelf.image(BASE, "base", [], vec![layer]).await;
         shelf
     }
 
