@@ -37,7 +37,7 @@ pub(super) async fn save_cache(
         }
     };
     let last = Image::find(client, last.as_ref(), warnings).await.map(|image| image.without(&Lost::read(dirs)));
-    let known = last.as_ref().and_then(|image| image.label::<CacheMetadata>(CACHE)).unwrap_or_default();
+    let known: CacheMetadata = last.as_ref().map(|image| image.label(CACHE, warnings)).unwrap_or_default();
     let layers = Layers::new(client, &input.cache_repository, Compression::Zstd, input.max_bytes);
     let mut writer =
         CacheWriter { input, layers, last: last.as_ref(), pushed, blobs: Vec::new(), diff_ids: Vec::new() };

@@ -46,7 +46,8 @@ pub async fn export_to(dirs: &Dirs, input: &Export, client: &Client) -> Result<E
     let previous = previous.map(|image| image.without(&lost));
     let gone = || Error::new(EXPORT_FAILED, format!("run image {} is gone", input.run_image));
     let run_image = Image::read(client, &input.run_image).await?.ok_or_else(gone)?;
-    let known = previous.as_ref().and_then(|image| image.label::<LifecycleMetadata>(LIFECYCLE)).unwrap_or_default();
+    let known: LifecycleMetadata =
+        previous.as_ref().map(|image| image.label(LIFECYCLE, &mut warnings)).unwrap_or_default();
     let mut writer = ImageWriter::new(client, input, &run_image, previous.as_ref());
     writer.take_over_base().await?;
     let mut record = LifecycleMetadata::default();

@@ -64,9 +64,15 @@ impl Image {
         Ok(Some(Self { name: name.clone(), manifest, config, lost: Lost::default() }))
     }
 
-    /// A label that is JSON; none when it is not there or cannot be read.
-    pub fn label<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_str(self.config.config.labels.as_ref()?.get(name)?).ok()
+    /// A label that is JSON. One that is not there is empty, and so is one that cannot be read, which is a warning.
+    pub fn label<T: DeserializeOwned + Default>(&self, label: &str, warnings: &mut Vec<String>) -> T {
+        let Some(text) = self.config.config.labels.as_ref().and_then(|labels| labels.get(label)) else {
+            return T::default();
+        };
+        serde_json::from_str(text).unwrap_or_else(|error| {
+            warnings.push(format!("label {label} of image {} cannot be read: {error}; it is not used", self.name));
+            T::default()
+        })
     }
 
     /// The blob of a layer; none when it is lost.

@@ -73,9 +73,9 @@ pub async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>) -> Resu
     let mut warnings = Vec::new();
     let previous = Image::find(client, input.previous.as_ref(), &mut warnings).await;
     let cache = Image::find(client, input.cache.as_ref(), &mut warnings).await;
-    let mut of_app =
-        previous.as_ref().and_then(|image| image.label::<LifecycleMetadata>(LIFECYCLE)).unwrap_or_default();
-    let mut of_cache = cache.as_ref().and_then(|image| image.label::<CacheMetadata>(CACHE)).unwrap_or_default();
+    let mut of_app: LifecycleMetadata =
+        previous.as_ref().map(|image| image.label(LIFECYCLE, &mut warnings)).unwrap_or_default();
+    let mut of_cache: CacheMetadata = cache.as_ref().map(|image| image.label(CACHE, &mut warnings)).unwrap_or_default();
     keep_safe(&mut of_app.buildpacks);
     keep_safe(&mut of_cache.buildpacks);
     let mut restoring = Restoring { dirs, client, at_once: Arc::new(Semaphore::new(AT_ONCE)), pending: JoinSet::new() };

@@ -101,6 +101,12 @@ async fn what_cannot_be_read_is_only_a_warning() {
     assert!(warnings.len() == 1 && warnings[0].contains("layer 'l' of a/b was not restored"), "{warnings:?}");
     assert_eq!(found(&house), (None, false), "neither metadata nor half a layer is left");
 
+    let foreign = shelf.image(APP, "foreign", [(OF_APP, json!("none of ours"))], vec![]).await;
+    let house = House::new();
+    let with_foreign = shelf.prepare(Some(&foreign), None);
+    let warnings = epiniod::lifecycle::restore(&house.dirs, &with_foreign, &shelf.client).await.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("cannot be read"), "{warnings:?}");
+
     let (manifest, _) = shelf.read(cache.as_ref().unwrap()).await;
     fs::write(shelf.blob(&manifest.config.digest), "{").unwrap();
     let house = House::new();
