@@ -10,7 +10,7 @@ use libcnb::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{Error, output, tree};
 
 /// Where a cached layer is used.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,18 @@ impl<B: Buildpack<Error = Error>> Layer<B> {
 
     pub(super) fn path(&self) -> PathBuf {
         self.reference.path()
+    }
+
+    /// Empties a layer of downloads that has grown over `limit` bytes: nothing else ever takes out what is not used any more.
+    pub(super) fn empty_over(&self, limit: u64) -> Result<(), Error> {
+        if tree::size(&self.path())? <= limit {
+            return Ok(());
+        }
+        output::detail(format!(
+            "the downloads kept for the next build are over {} MB: starting anew",
+            limit / 1_000_000
+        ));
+        tree::empty(&self.path())
     }
 
     /// Records the key; to be called when the content is complete.

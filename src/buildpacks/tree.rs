@@ -98,6 +98,25 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     fs::set_permissions(to, mode).at(to)
 }
 
+/// Bytes of all files below `root`.
+pub(super) fn size(root: &Path) -> Result<u64, Error> {
+    let mut sum = 0;
+    for entry in fs::read_dir(root).at(root)? {
+        let entry = entry.at(root)?;
+        let metadata = entry.metadata().at(entry.path())?;
+        sum += if metadata.is_dir() { size(&entry.path())? } else { metadata.len() };
+    }
+    Ok(sum)
+}
+
+/// Removes what is in a directory.
+pub(super) fn empty(root: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(root).at(root)? {
+        remove(&entry.at(root)?.path())?;
+    }
+    Ok(())
+}
+
 /// Removes a file, a link or a directory; one that is not there is fine.
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     let result = match path.symlink_metadata() {
@@ -143,6 +162,9 @@ mod tests {
         copy(&from, &to).unwrap();
         let skip = |_: &str| false;
         assert_eq!(digest(&from, &skip).unwrap(), digest(&to, &skip).unwrap());
+        assert!(size(&to).unwrap() >= 2);
+        empty(&to).unwrap();
+        assert_eq!(size(&to).unwrap(), 0);
         remove(&to).unwrap();
         remove(&to).unwrap();
         assert!(!to.exists());

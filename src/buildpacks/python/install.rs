@@ -31,8 +31,10 @@ use crate::{
 /// Servers that are added where the application does not bring them, with all that they need.
 pub(super) const GUNICORN: [&str; 2] = ["gunicorn==27.0.1", "packaging==26.3"];
 pub(super) const UVICORN: [&str; 3] = ["uvicorn==0.54.0", "click==8.5.1", "h11==0.16.0"];
-/// Layer of the wheels that pip downloaded; it grows, so it is thrown away when this changes.
+/// Layer of the wheels that pip downloaded; it is thrown away when this changes.
 const PIP_CACHE_KEY: &str = "pip 1";
+/// In bytes: what of them is worth keeping.
+const MAX_PIP_CACHE: u64 = 500_000_000;
 
 /// Installs the requirements and, where the application brings none, the server for `server`.
 pub(super) fn install(
@@ -42,6 +44,7 @@ pub(super) fn install(
 ) -> libcnb::Result<(), Error> {
     let python = find_python()?;
     let cache = Layer::open(context, layer_name!("pip"), Use::Cache, PIP_CACHE_KEY)?;
+    cache.empty_over(MAX_PIP_CACHE)?;
     cache.complete()?;
     let key = key(&context.app_dir, requirements, server, &python)?;
     let venv = Layer::open(context, layer_name!("venv"), Use::Launch, &key)?;
