@@ -33,7 +33,7 @@ use libcnb::{BuildArgs, Buildpack, DetectArgs, data::buildpack::ComponentBuildpa
 
 pub use error::Error;
 
-use crate::model::Digest;
+use crate::{launcher::BINARY, model::Digest};
 
 /// An embedded buildpack: its id and its `buildpack.toml`.
 struct Embedded {
@@ -95,9 +95,16 @@ pub fn install(cnb_dir: &Path, own_binary: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether an embedded buildpack before `procfile` brings a process of its own, as detect decided it.
+fn is_served(app: &Path) -> Result<bool, Error> {
+    let is_node = app.join("package.json").is_file();
+    Ok(is_node || site::find(app).is_some() || python::takes(app)?)
+}
+
 /// Names everything embedded that decides what an image of a given source looks like.
 pub fn builder_version() -> String {
-    let mut all = format!("{VERSION}\n{}\n{}\n{ORDER}", python::pins(), nodejs::pins());
+    let mut all = format!("{VERSION}\n{}\n{}\n{}\n{ORDER}", python::pins(), nodejs::pins(), site::RECIPE.concat());
+    all.push_str(&Digest::of(BINARY).hex());
     for buildpack in &EMBEDDED {
         all.push_str(buildpack.descriptor);
     }

@@ -1,7 +1,8 @@
 //! `epiniod/nodejs`: installs what `package.json` names with npm, runs its build, prunes, and starts the application.
 //!
 //! Layers: `modules` (node_modules in the image, linked into the application), `full` (node_modules with what
-//! only the build needs, never in an image), `npm` (npm itself, a pinned version), `downloads` (npm's cache).
+//! only the build needs, never in an image), `npm` (npm itself, a pinned version), `downloads` (npm's cache). What needs a
+//! node_modules that really is in the application gets one, installed by every build.
 
 mod engines;
 mod modules;
@@ -78,10 +79,14 @@ impl Buildpack for Nodejs {
                 launch.process(procfile::shell(process_type!("web"), command, true));
             }
             Start::BuiltSite => {
+                if let Some(script) = package.script("start") {
+                    output::decided(format!("'{script}' is for development: what the build left is served instead"));
+                }
                 let directory = site::find_built(&app).ok_or_else(|| Error::Refused(NO_OUTPUT.to_owned()))?;
                 let fallback = match switch::read(&context.platform, site::SPA_VARIABLE) {
-                    Some(false) => Fallback::NotFound,
-                    _ => Fallback::Index,
+                    Some(true) => Fallback::Index,
+                    None if !site::has_not_found_page(&app, &directory) => Fallback::Index,
+                    _ => Fallback::NotFound,
                 };
                 launch.process(site::serve(&context, &Site { directory, fallback })?);
             }
@@ -93,7 +98,7 @@ impl Buildpack for Nodejs {
 
 const NO_START: &str = "package.json has neither a script 'start' nor a 'main' that exists, and there is no server.js, \
     index.js or app.js: add \"scripts\": {\"start\": \"node FILE\"} to package.json, or a Procfile with 'web: COMMAND'";
-const NO_OUTPUT: &str = "the build script left no index.html in dist, build, out, _site or public: add a script 'start' \
+const NO_OUTPUT: &str = "the build script left no index.html in dist, dist/*, build, out, _site or public: add a script 'start' \
     to package.json if the application has a server of its own, else let the bundler write to dist";
 
 /// What of this buildpack decides about an image, besides its version.

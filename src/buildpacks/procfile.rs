@@ -1,4 +1,5 @@
-//! `epiniod/procfile`: each line `type: command` of a Procfile is a process, run by bash; `web` is the default.
+//! `epiniod/procfile`: each line `type: command` of a Procfile is a process, run by bash. `web` is the default; where no
+//! other buildpack serves, so is a line that is the only one.
 
 use std::path::Path;
 
@@ -35,7 +36,7 @@ impl Buildpack for Procfile {
         if !lines.iter().any(|line| line.name == WEB) {
             output::warning("the Procfile has no line 'web: …', so it says nothing about how requests are answered");
         }
-        let only_one = lines.len() == 1;
+        let only_one = lines.len() == 1 && !super::is_served(&context.app_dir)?;
         let mut launch = LaunchBuilder::new();
         for line in &lines {
             output::detail(format!("{}: {}", line.name, line.command));

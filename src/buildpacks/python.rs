@@ -71,6 +71,11 @@ impl Buildpack for Python {
     }
 }
 
+/// Whether this buildpack takes the source.
+pub(super) fn takes(app: &Path) -> Result<bool, Error> {
+    Ok(Requirements::find(app)?.is_some())
+}
+
 /// What of this buildpack decides about an image, besides its version.
 pub(super) fn pins() -> String {
     format!("{} {}", install::GUNICORN.join(" "), install::UVICORN.join(" "))

@@ -44,7 +44,7 @@ impl Buildpack for StaticSite {
             Some(true) => Fallback::Index,
             _ => Fallback::NotFound,
         };
-        let process = site::serve(&context, &Site { directory, fallback })?;
+        let process = site::serve(&context, &Site { directory: directory.to_owned(), fallback })?;
         BuildResultBuilder::new().launch(LaunchBuilder::new().process(process).build()).build()
     }
 }

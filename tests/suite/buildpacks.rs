@@ -187,6 +187,33 @@ fn a_procfile_makes_processes() {
 }
 
 #[test]
+fn the_only_line_of_a_procfile_is_the_default_where_nothing_else_serves() {
+    for (file, is_default) in [
+        ("README", true),
+        ("requirements.txt", false),
+        ("pyproject.toml", false),
+        ("package.json", false),
+        ("index.html", false),
+    ] {
+        let build = Build::of(&[("Procfile", "release: ./migrate\n"), (file, "")]);
+        let (success, log) = build.build("epiniod/procfile");
+        assert!(success, "{log}");
+        let launch = build.launch("epiniod/procfile");
+        let default = launch["processes"][0].get("default").and_then(toml::Value::as_bool).unwrap_or(false);
+        assert_eq!(default, is_default, "beside {file}");
+    }
+}
+
+#[test]
+fn a_development_server_is_no_way_to_start() {
+    for (start, expected) in [("vite", &["nginx", "nodejs"][..]), ("node server.js", &["nodejs"])] {
+        let manifest = format!(r#"{{"scripts":{{"start":"{start}","build":"vite build"}}}}"#);
+        let build = Build::of(&[("package.json", &manifest), ("index.html", "")]);
+        assert_eq!(packages(&build.detect("epiniod/nodejs").1), expected, "{start}");
+    }
+}
+
+#[test]
 fn a_site_is_served_from_where_its_index_is() {
     for directory in ["", "public/", "dist/"] {
         let build = Build::of(&[(&format!("{directory}index.html"), "<h1>one</h1>")]);

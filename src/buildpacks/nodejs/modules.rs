@@ -36,16 +36,18 @@ pub(super) fn install(
     node: &str,
 ) -> libcnb::Result<(), Error> {
     explain_lock(package);
-    let npm_used = if start.needs_npm(&context.app_dir)? { Use::Launch } else { Use::Cache };
+    discard_pushed(&context.app_dir)?;
+    if let Some(why) = package.in_place() {
+        output::decided(format!("every build installs node_modules anew: {why}"));
+    }
     if matches!(start, Start::BuiltSite) {
-        let full = Modules::open(context, package, Kind::Full, node)?;
-        return build_site(context, package, &full);
+        return build_site(context, package, node);
     }
     launch_environment(context)?;
-    if package.links_into_app() {
-        output::decided("node_modules links into the application, so it stays there and is installed by every build");
+    let npm_used = if start.needs_npm(&context.app_dir)? { Use::Launch } else { Use::Cache };
+    if package.in_place().is_some() {
         let npm = Npm::open(context, npm_used)?;
-        return install_in_place(&npm, package).map_err(Into::into);
+        return install_in_place(&npm, package, &context.app_dir).map_err(Into::into);
     }
     let modules = Modules::open(context, package, Kind::Pruned, node)?;
     if !package.needs_full_install() {
@@ -62,7 +64,7 @@ pub(super) fn install(
     let full = Modules::open(context, package, Kind::Full, node)?;
     let npm = Npm::open(context, npm_used)?;
     provide_full(context, package, &npm, &full)?;
-    run_build(&npm, package)?;
+    run_build(&npm, package, &context.app_dir)?;
     if !modules.layer.kept {
         let target = context.app_dir.join(MODULES);
         tree::remove(&target)?;
@@ -98,18 +100,13 @@ impl Modules {
         }
         key.extend(native::addons(package).join(" ").into_bytes());
         key.extend_from_slice(&package.content);
-        if package.gyp || package.needs_full_install() && generates(package) {
-            key.extend(tree::digest(&context.app_dir, &|name| name == MODULES)?.hex().into_bytes());
-        }
         Ok(Self { layer: Layer::open(context, name, used, &Digest::of(key).hex())? })
     }
 
     /// Moves the `node_modules` of the application into the layer.
     fn store(&self, app: &Path) -> libcnb::Result<(), Error> {
         let (from, to) = (app.join(MODULES), self.layer.path().join(MODULES));
-        for left_over in [".cache", ".vite", ".vite-temp"] {
-            tree::remove(&from.join(left_over))?;
-        }
+        remove_left_overs(app)?;
         if from.is_dir() {
             tree::relocate(&from, &to)?;
         } else {
@@ -143,28 +140,52 @@ fn provide_full(
 }
 
 /// The output of a bundler is all that the image needs.
-fn build_site(context: &BuildContext<Nodejs>, package: &Package, full: &Modules) -> libcnb::Result<(), Error> {
+fn build_site(context: &BuildContext<Nodejs>, package: &Package, node: &str) -> libcnb::Result<(), Error> {
     let npm = Npm::open(context, Use::Cache)?;
-    if package.links_into_app() {
+    if package.in_place().is_some() {
         npm.run(&install_arguments(package, &["--include=dev"]))?;
     } else {
-        provide_full(context, package, &npm, full)?;
+        provide_full(context, package, &npm, &Modules::open(context, package, Kind::Full, node)?)?;
     }
-    run_build(&npm, package)?;
+    run_build(&npm, package, &context.app_dir)?;
     tree::remove(&context.app_dir.join(MODULES)).map_err(Into::into)
 }
 
-fn install_in_place(npm: &Npm, package: &Package) -> Result<(), Error> {
-    if !package.needs_full_install() {
-        return npm.run(&install_arguments(package, &["--omit=dev"]));
+fn install_in_place(npm: &Npm, package: &Package, app: &Path) -> Result<(), Error> {
+    if package.needs_full_install() {
+        npm.run(&install_arguments(package, &["--include=dev"]))?;
+        run_build(npm, package, app)?;
+        npm.run(&["prune", "--omit=dev", "--ignore-scripts", "--no-package-lock"])?;
+    } else {
+        npm.run(&install_arguments(package, &["--omit=dev"]))?;
     }
-    npm.run(&install_arguments(package, &["--include=dev"]))?;
-    run_build(npm, package)?;
-    npm.run(&["prune", "--omit=dev", "--ignore-scripts", "--no-package-lock"])
+    remove_left_overs(app)
 }
 
-fn run_build(npm: &Npm, package: &Package) -> Result<(), Error> {
-    if package.script("build").is_some() { npm.run(&["run", "build"]) } else { Ok(()) }
+fn run_build(npm: &Npm, package: &Package, app: &Path) -> Result<(), Error> {
+    if package.script("build").is_none() {
+        return Ok(());
+    }
+    npm.run(&["run", "build"])?;
+    tree::remove(&app.join(".next/cache"))
+}
+
+/// What tools keep in node_modules for their next run.
+fn remove_left_overs(app: &Path) -> Result<(), Error> {
+    [".cache", ".vite", ".vite-temp"].iter().try_for_each(|name| tree::remove(&app.join(MODULES).join(name)))
+}
+
+/// A node_modules of another machine may hold programs for another system, and npm would take it as it is.
+fn discard_pushed(app: &Path) -> Result<(), Error> {
+    let pushed = app.join(MODULES);
+    if pushed.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    output::decided(
+        "node_modules came with the source and is thrown away: npm installs it for this system; a line 'node_modules' in \
+         .epinioignore makes uploads small",
+    );
+    tree::remove(&pushed)
 }
 
 fn install_arguments<'a>(package: &Package, more: &[&'a str]) -> Vec<&'a str> {
@@ -195,11 +216,6 @@ fn explain_lock(package: &Package) {
 
 fn unchanged() {
     output::decided("package.json and its lock have not changed: node_modules of the last build is used");
-}
-
-/// Whether installing writes code generated from the application's own files into node_modules.
-fn generates(package: &Package) -> bool {
-    package.dependencies().any(|(name, _)| name == "prisma" || name == "@prisma/client")
 }
 
 fn launch_environment(context: &BuildContext<Nodejs>) -> libcnb::Result<(), Error> {

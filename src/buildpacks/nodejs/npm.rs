@@ -21,6 +21,9 @@ use crate::buildpacks::{
 /// Version and SHA-512 of the archive (the `dist.integrity` of the registry, in hexadecimal digits).
 pub(super) const PINNED: &str = "npm@11.21.2+sha512.ec73c0a64f807e53146af4ac78bd4f9ba0a762a3081e4e77c7e2a6ba1aa64c3a8f9233cc8312294cf713aac13dd4428dc3880504957d7e75e249d1a6d435eaf4";
 
+/// In bytes: what npm downloaded for this application and is worth keeping.
+const MAX_DOWNLOADS: u64 = 500_000_000;
+
 /// npm, ready to run in the application's directory.
 pub(super) struct Npm {
     program: PathBuf,
@@ -35,6 +38,7 @@ impl Npm {
     pub(super) fn open(context: &BuildContext<Nodejs>, used: Use) -> libcnb::Result<Self, Error> {
         let layer = Layer::open(context, layer_name!("npm"), used, &format!("{VERSION} {PINNED}"))?;
         let downloads = Layer::open(context, layer_name!("downloads"), Use::Cache, "npm 1")?;
+        downloads.empty_over(MAX_DOWNLOADS)?;
         downloads.complete()?;
         let home = layer.path();
         if !layer.kept {
@@ -159,13 +163,7 @@ fn registry(app: &Path) -> Option<String> {
 /// What to do about a failure of npm.
 fn advice(arguments: &[&str], tail: &str) -> String {
     let any = |signs: &[&str]| signs.iter().any(|sign| tail.contains(sign));
-    if any(&["gyp ERR!", "not found: make", "g++: not found", "node-gyp"]) {
-        format!(
-            "a package has to be compiled and could not be: set {}=true in the application's environment and push \
-             again; headers of further libraries go into an Aptfile",
-            switch::BUILD_TOOLS
-        )
-    } else if any(&["can only install packages when your package.json and package-lock.json", "EUSAGE"]) {
+    if any(&["can only install packages when your package.json and package-lock.json", "EUSAGE"]) {
         "package.json and its lock do not fit together: run 'npm install', and push with the new lock".to_owned()
     } else if any(&["EUNSUPPORTEDPROTOCOL"]) {
         "package.json uses a protocol that only pnpm or yarn know (such as 'workspace:'): push the built application, \
@@ -177,10 +175,22 @@ fn advice(arguments: &[&str], tail: &str) -> String {
             .to_owned()
     } else if any(&["E404", "ETARGET"]) {
         "a dependency does not exist in the registry; npm's message above names it: correct package.json".to_owned()
-    } else if any(&["ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN", "SELF_SIGNED", "UNABLE_TO_"]) {
-        "npm could not reach its registry; check network, proxy and certificates, or set NPM_CONFIG_REGISTRY".to_owned()
+    } else if any(&[
+        "gyp ERR!",
+        "not found: make",
+        "g++: not found",
+        "node-gyp: not found",
+        "node-gyp: command not found",
+    ]) {
+        format!(
+            "a package has to be compiled and could not be: set {}=true in the application's environment and push \
+             again; headers of further libraries go into an Aptfile",
+            switch::BUILD_TOOLS
+        )
     } else if arguments.first() == Some(&"run") {
         format!("the script '{}' of package.json failed; its output is above", arguments.get(1).unwrap_or(&""))
+    } else if any(&["ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN", "SELF_SIGNED", "UNABLE_TO_"]) {
+        "npm could not reach its registry; check network, proxy and certificates, or set NPM_CONFIG_REGISTRY".to_owned()
     } else {
         "npm failed; its message is above".to_owned()
     }
@@ -197,7 +207,14 @@ mod tests {
             (&["ci"], "npm error code EUSAGE", "with the new lock"),
             (&["install"], "npm error code E404", "correct package.json"),
             (&["install"], "getaddrinfo EAI_AGAIN", "NPM_CONFIG_REGISTRY"),
+            (
+                &["install"],
+                "npm error code E404\nnpm error 404 node-gyp-x is not in this registry",
+                "correct package.json",
+            ),
+            (&["install"], "sh: 1: node-gyp: not found", "BP_BUILD_TOOLS=true"),
             (&["run", "build"], "TypeError", "script 'build'"),
+            (&["run", "build"], "getaddrinfo ENOTFOUND fonts.example", "script 'build'"),
         ] {
             assert!(advice(arguments, tail).contains(expected), "{tail}");
         }

@@ -57,6 +57,8 @@ struct LockFile {
     packages: BTreeMap<String, Locked>,
 }
 
+/// What npm runs of the application itself when it installs.
+const INSTALL_SCRIPTS: [&str; 5] = ["preinstall", "install", "postinstall", "prepublish", "prepare"];
 const MANIFEST: &str = "package.json";
 const NPM_LOCKS: [&str; 2] = ["npm-shrinkwrap.json", "package-lock.json"];
 
@@ -109,14 +111,32 @@ impl Package {
     /// Whether installing runs scripts of the application itself or builds it: then everything has to be
     /// installed, not only what the image needs.
     pub(super) fn needs_full_install(&self) -> bool {
-        self.gyp
-            || ["build", "preinstall", "install", "postinstall", "prepare"]
-                .iter()
-                .any(|name| self.script(name).is_some())
+        self.has_install_scripts() || self.script("build").is_some()
     }
 
-    /// Whether node_modules links to directories of the application, so that it cannot be moved out of it.
-    pub(super) fn links_into_app(&self) -> bool {
+    /// Why node_modules has to be in the application itself, where every build installs it; `None` where a link to a layer
+    /// that is kept from build to build is as good.
+    pub(super) fn in_place(&self) -> Option<&'static str> {
+        let depends_on = |names: &[&str]| self.dependencies().any(|(name, _)| names.contains(&name));
+        if self.links_into_app() {
+            Some("it links into the application")
+        } else if self.has_install_scripts() {
+            Some("installing runs scripts of the application")
+        } else if depends_on(&["prisma", "@prisma/client"]) {
+            Some("Prisma writes code into it that it makes from the application")
+        } else if depends_on(&["next"]) {
+            Some("Next.js follows no link that leaves the application")
+        } else {
+            None
+        }
+    }
+
+    fn has_install_scripts(&self) -> bool {
+        self.gyp || INSTALL_SCRIPTS.iter().any(|name| self.script(name).is_some())
+    }
+
+    /// Whether node_modules links to directories of the application.
+    fn links_into_app(&self) -> bool {
         self.manifest.workspaces.is_some()
             || self.locked.iter().any(|package| package.link)
             || self.dependencies().any(|(_, version)| {
@@ -207,13 +227,19 @@ mod tests {
     }
 
     #[test]
-    fn workspaces_and_paths_stay_in_the_application() {
+    fn what_needs_node_modules_in_the_application_has_it_there() {
         for (manifest, expected) in [
             (r#"{"workspaces":["packages/*"]}"#, true),
             (r#"{"dependencies":{"a":"file:../a"}}"#, true),
-            (r#"{"dependencies":{"a":"^1"}}"#, false),
+            (r#"{"scripts":{"postinstall":"node make.js"}}"#, true),
+            (r#"{"dependencies":{"@prisma/client":"^6"}}"#, true),
+            (r#"{"dependencies":{"next":"^16"}}"#, true),
+            (r#"{"dependencies":{"a":"^1"},"scripts":{"build":"a"}}"#, false),
         ] {
-            assert_eq!(package(&[("package.json", manifest)]).1.links_into_app(), expected, "{manifest}");
+            let package = package(&[("package.json", manifest)]).1;
+            assert_eq!(package.in_place().is_some(), expected, "{manifest}");
         }
+        let (_app, addon) = package(&[("package.json", "{}"), ("binding.gyp", "{}")]);
+        assert!(addon.in_place().is_some() && addon.needs_full_install());
     }
 }

@@ -14,7 +14,7 @@ pub(super) enum Start {
         command: String,
         why: &'static str,
     },
-    /// There is a build script and no server: its output is a site.
+    /// There is a build script and no server but one for development: its output is a site.
     BuiltSite,
     Nothing,
 }
@@ -32,12 +32,34 @@ const FILES: [&str; 9] = [
     "src/server.js",
 ];
 
+/// Those that run in the browser where a build script and an index.html are beside them.
+const ENTRIES: [&str; 4] = ["index.js", "index.mjs", "main.js", "src/index.js"];
+/// Programs that serve while somebody develops, each with the first words that make it do so; `""` is none.
+const DEVELOPMENT_SERVERS: [(&str, &[&str]); 12] = [
+    ("astro", &["dev", "preview"]),
+    ("craco", &["start"]),
+    ("docusaurus", &["start"]),
+    ("gatsby", &["develop"]),
+    ("ng", &["serve", "s", "dev"]),
+    ("parcel", &["", "serve", "index.html", "src/index.html"]),
+    ("react-app-rewired", &["start"]),
+    ("react-scripts", &["start"]),
+    ("vite", &["", "dev", "serve", "preview"]),
+    ("vue-cli-service", &["serve"]),
+    ("webpack", &["serve"]),
+    ("webpack-dev-server", &[""]),
+];
+
 impl Start {
     pub(super) fn decide(app: &Path, package: &Package) -> Result<Self, Error> {
         if procfile::read(app)?.iter().any(|line| line.name == procfile::WEB) {
             return Ok(Self::Procfile);
         }
+        let builds = package.script("build").is_some();
         if let Some(script) = package.script("start") {
+            if builds && is_development_server(script) {
+                return Ok(Self::BuiltSite);
+            }
             let command = match package.script("prestart") {
                 Some(before) => format!("{before} && {script}"),
                 None => script.to_owned(),
@@ -47,10 +69,12 @@ impl Start {
         if let Some(main) = package.main().and_then(|main| existing(app, main)) {
             return Ok(Self::node(&main, "'main' of package.json"));
         }
-        if let Some(file) = FILES.into_iter().find(|file| app.join(file).is_file()) {
+        let is_bundled = builds && app.join("index.html").is_file();
+        let is_server = |file: &&str| app.join(file).is_file() && !(is_bundled && ENTRIES.contains(file));
+        if let Some(file) = FILES.into_iter().find(is_server) {
             return Ok(Self::node(file, "there is neither a script 'start' nor a 'main' that exists"));
         }
-        Ok(if package.script("build").is_some() { Self::BuiltSite } else { Self::Nothing })
+        Ok(if builds { Self::BuiltSite } else { Self::Nothing })
     }
 
     /// Whether npm itself is needed in the image.
@@ -68,6 +92,16 @@ impl Start {
     fn node(file: &str, why: &'static str) -> Self {
         Self::Command { command: format!("node '{}'", file.replace('\'', r"'\''")), why }
     }
+}
+
+/// Whether a script ends in a development server.
+fn is_development_server(script: &str) -> bool {
+    let last = script.rsplit(['&', ';', '|']).next().unwrap_or(script);
+    let is_prefix = |word: &&str| word.contains('=') || ["npx", "cross-env", "exec"].contains(word);
+    let mut words = last.split_whitespace().skip_while(is_prefix);
+    let program = words.next().unwrap_or_default();
+    let first = words.next().filter(|word| !word.starts_with('-')).unwrap_or_default();
+    DEVELOPMENT_SERVERS.iter().any(|(name, firsts)| *name == program && firsts.contains(&first))
 }
 
 /// The file that `main` means: itself, with `.js`, or an `index.js` in it.
@@ -110,7 +144,30 @@ mod tests {
         assert_eq!(command(&decide(r#"{"main":"./lib"}"#, &["lib.js"])), "node 'lib.js'");
         assert_eq!(command(&decide(r#"{"main":"../x.js"}"#, &["server.js"])), "node 'server.js'");
         assert_eq!(decide(r#"{"scripts":{"build":"vite build"}}"#, &["index.html"]), Start::BuiltSite);
+        let bundler = r#"{"scripts":{"build":"vite build"}}"#;
+        assert_eq!(decide(bundler, &["index.html", "main.js"]), Start::BuiltSite);
+        assert_eq!(command(&decide(bundler, &["index.html", "main.js", "server.js"])), "node 'server.js'");
         assert_eq!(decide("{}", &[]), Start::Nothing);
+    }
+
+    #[test]
+    fn a_development_server_gives_way_to_what_is_built() {
+        for (start, expected) in [
+            ("ng serve", true),
+            ("react-scripts start", true),
+            ("vite --host", true),
+            ("npx vite", true),
+            ("PORT=3000 react-scripts start", true),
+            ("set PORT=3000 && vue-cli-service serve --open", true),
+            ("parcel src/index.html", true),
+            ("vite build && node server.js", false),
+            ("node vite.js", false),
+            ("webpack --mode production", false),
+            ("next start", false),
+        ] {
+            let manifest = format!(r#"{{"scripts":{{"start":"{start}","build":"b"}}}}"#);
+            assert_eq!(decide(&manifest, &[]) == Start::BuiltSite, expected, "{start}");
+        }
     }
 
     #[test]
