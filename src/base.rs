@@ -19,7 +19,7 @@
 //!
 //! Nothing but a date and a digest stays in memory: the index is a compact file on disk. A base that was made and is
 //! not older than the last look at the mirrors is found without touching the network; when the mirrors are
-//! down, the last pair that answered the same request is used.
+//! down or slow, the last pair that answered the same request is used.
 
 mod alternatives;
 mod assemble;
@@ -46,8 +46,11 @@ mod version;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -107,7 +110,7 @@ pub struct Options {
 
 impl Options {
     /// What a daemon uses that keeps its files below `data_dir`.
-    pub fn new(data_dir: &std::path::Path, mirrors: Mirrors) -> Self {
+    pub fn new(data_dir: &Path, mirrors: Mirrors) -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -178,6 +181,9 @@ pub enum Progress {
 
 /// After the mirrors failed, bases that are there are used for this long without asking again.
 const MIRROR_REST: Duration = Duration::from_secs(300);
+/// For a look at the mirrors that a push waits for, per day since the last one.
+const PATIENCE: Duration = Duration::from_secs(3);
+const MAX_PATIENT_DAYS: u64 = 20;
 
 impl Bases {
     pub fn new(options: Options, blobs: SharedBlobs, objects: Objects, publish: Arc<dyn Publish>) -> Self {
@@ -199,7 +205,12 @@ impl Bases {
         if let Some(pair) = self.find_current(&request).await? {
             return Ok(pair);
         }
-        let mut work = self.work.lock().await;
+        let mut work = if let Ok(work) = self.work.try_lock() {
+            work
+        } else {
+            progress(Progress::Note("waiting: another base is being made".to_owned()));
+            self.work.lock().await
+        };
         if let Some(pair) = self.find_current(&request).await? {
             return Ok(pair);
         }
@@ -209,7 +220,8 @@ impl Bases {
             progress(Progress::Note("using the base made before: the Debian mirrors failed a moment ago".to_owned()));
             return Ok(pair.clone());
         }
-        let made = Making { bases: self, progress }.pair(&request, &mut work).await;
+        let patience = if last.is_some() { Some(self.patience().await?) } else { None };
+        let made = Making { bases: self, patience, progress }.pair(&request, &mut work).await;
         work.failed = made.as_ref().is_err_and(Error::is_of_mirror).then(Instant::now);
         match (made, last) {
             (Err(error), Some(pair)) if error.is_of_mirror() => {
@@ -233,7 +245,7 @@ impl Bases {
     /// The pair that was made for this request on the index that is current, without touching the network.
     async fn find_current(&self, request: &Request) -> Result<Option<BasePair>, Error> {
         let Some(state) = self.fresh_state().await? else { return Ok(None) };
-        let id = request.id();
+        let id = request.id(&self.options);
         for stored in self.objects.list::<BaseRecord>(None).await? {
             let answers = stored.value.requests.get(&id).is_some_and(|answer| answer.snapshot == state.snapshot);
             if answers && self.is_whole(&stored.value).await? {
@@ -245,7 +257,7 @@ impl Bases {
 
     /// The newest pair that was ever made for this request.
     async fn find_last(&self, request: &Request) -> Result<Option<BasePair>, Error> {
-        let id = request.id();
+        let id = request.id(&self.options);
         let mut records = self.objects.list::<BaseRecord>(None).await?;
         records.retain(|stored| stored.value.requests.contains_key(&id));
         records.sort_by_key(|stored| stored.value.requests.get(&id).map(|answer| std::cmp::Reverse(answer.at)));
@@ -277,6 +289,13 @@ impl Bases {
         }))
     }
 
+    /// How long a look at the mirrors may take where a base of an earlier look would do: the longer ago that was, the more.
+    async fn patience(&self) -> Result<Duration, Error> {
+        let age = self.last_state().await?.map(|state| Timestamp::now().as_second() - state.checked.as_second());
+        let days = u64::try_from(age.unwrap_or_default()).unwrap_or_default() / (24 * 60 * 60);
+        Ok(PATIENCE * u32::try_from(days.clamp(1, MAX_PATIENT_DAYS)).unwrap_or(1))
+    }
+
     /// What was seen at the mirrors last; none on a new machine or when the file is damaged.
     async fn last_state(&self) -> Result<Option<State>, Error> {
         let known = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -296,7 +315,7 @@ impl Bases {
     async fn save_state(&self, state: &State) -> Result<(), Error> {
         let (path, text) = (self.options.state_path(), image::to_json(state)?);
         let write = move || {
-            let unfinished = path.with_extension("part");
+            let unfinished = unfinished(&path);
             let mut file = std::fs::File::create(&unfinished)?;
             file.write_all(&text)?;
             file.sync_all()?;
@@ -306,6 +325,14 @@ impl Bases {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state.clone());
         Ok(())
     }
+}
+
+/// A name beside `path` for what is not whole yet. It is never the same twice: a making that was given up may go on writing for
+/// a while.
+fn unfinished(path: &Path) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    path.with_extension(format!("{}-{number}.part", std::process::id()))
 }
 
 /// Runs what would hold up the reactor.

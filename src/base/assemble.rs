@@ -45,6 +45,7 @@ impl Plan {
         let mut assembly = Assembly {
             tree: Tree::new(LayerWriter::new(self.compression, sink)?),
             definition,
+            architecture: &self.architecture,
             triplet: triplet(&self.architecture),
             captured: Captured::new(),
             declared: Vec::new(),
@@ -59,6 +60,7 @@ impl Plan {
         if self.below.is_none() {
             assembly.generate(fixups::of_lowest_layer(&assembly.captured))?;
         }
+        assembly.generate(fixups::of_layer(&assembly.captured))?;
         let mut facts = self.below.unwrap_or_default();
         assembly.link_alternatives(&mut facts)?;
         facts.libraries.append(&mut std::mem::take(&mut assembly.libraries).named());
@@ -70,16 +72,17 @@ impl Plan {
     }
 }
 
-struct Assembly<W: Write> {
+struct Assembly<'a, W: Write> {
     tree: Tree<LayerWriter<W>>,
     definition: &'static Definition,
+    architecture: &'a str,
     triplet: &'static str,
     captured: Captured,
     declared: Vec<Declared>,
     libraries: Libraries,
 }
 
-impl<W: Write> Assembly<W> {
+impl<W: Write> Assembly<'_, W> {
     fn add_package(&mut self, name: &str, control: &Control, data: Data) -> io::Result<()> {
         self.declared.extend(alternatives::declared(&control.postinst));
         let mut archive = tar::Archive::new(data);
@@ -165,7 +168,7 @@ impl<W: Write> Assembly<W> {
         let fixed = self.definition.links.iter();
         declared.extend(fixed.map(|(link, target)| Declared {
             link: link.clone(),
-            target: target.clone(),
+            target: target.replace("@ARCHITECTURE@", self.architecture),
             priority: 0,
         }));
         declared.sort_by(|a, b| (&a.link, -a.priority, &a.target).cmp(&(&b.link, -b.priority, &b.target)));

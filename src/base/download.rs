@@ -1,8 +1,9 @@
 //! Downloads: retried, resumed where they stopped, and only kept when their hash is right.
 
 use std::{
-    fs::File,
+    fs::{self, File, TryLockError},
     io::{self, Read},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -41,6 +42,8 @@ const PARALLEL: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a byte.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between attempts to lock what another process downloads.
+const CLAIM_DELAY: Duration = Duration::from_millis(200);
 /// In bytes per second. What is slower breaks off and goes on with the next attempt.
 const LEAST_SPEED: u64 = 20_000;
 
@@ -122,6 +125,10 @@ impl Downloader {
 
     async fn try_fetch(&self, file: &Download, meter: &Meter<'_>) -> Result<(), Error> {
         let part = file.path.with_extension("part");
+        let Some(_claim) = self.claim(file, &part).await? else {
+            meter.add(file.size);
+            return Ok(());
+        };
         let (mut sum, mut written) = hash_part(part.clone(), file.size).await?;
         let resumed = written > 0;
         let mut result = self.try_continue(file, &part, (&mut sum, &mut written), meter).await;
@@ -147,6 +154,26 @@ impl Downloader {
         }
     }
 
+    /// The part, locked for this attempt: another process may share the folder, and a making that was given up may still
+    /// write. `None` when the other one got the file.
+    async fn claim(&self, file: &Download, part: &Path) -> Result<Option<File>, Error> {
+        let deadline = tokio::time::Instant::now() + patience(file);
+        loop {
+            let path = part.to_owned();
+            if let Some(claimed) = blocking("locking a download", move || try_claim(&path)).await? {
+                if is_there(file).await? {
+                    let _ = tokio::fs::remove_file(part).await;
+                    return Ok(None);
+                }
+                return Ok(Some(claimed));
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(Error::Interrupted { url: shown(&file.url) });
+            }
+            tokio::time::sleep(CLAIM_DELAY).await;
+        }
+    }
+
     /// Appends what is missing to the part that is there.
     async fn try_continue(
         &self,
@@ -159,8 +186,7 @@ impl Downloader {
         if *written == file.size {
             return Ok(());
         }
-        let patience = IDLE_TIMEOUT + Duration::from_secs(file.size / LEAST_SPEED);
-        let mut response = self.get(&file.url, *written, patience).await?;
+        let mut response = self.get(&file.url, *written, patience(file)).await?;
         let resumed = *written > 0 && response.status() == StatusCode::PARTIAL_CONTENT;
         let mut options = tokio::fs::OpenOptions::new();
         options.create(true).append(resumed).write(true).truncate(!resumed);
@@ -212,11 +238,29 @@ impl Downloader {
     }
 }
 
+fn patience(file: &Download) -> Duration {
+    IDLE_TIMEOUT + Duration::from_secs(file.size / LEAST_SPEED)
+}
+
+/// The part, made where there is none, with a lock on it; `None` while somebody else has it.
+fn try_claim(part: &Path) -> io::Result<Option<File>> {
+    let file = File::options().create(true).append(true).open(part)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        // A file system without locks is shared by nobody.
+        Err(TryLockError::Error(_)) | Ok(()) => {}
+    }
+    // Who had it before may have renamed or removed it meanwhile.
+    let is_current =
+        fs::metadata(part).is_ok_and(|current| file.metadata().is_ok_and(|own| own.ino() == current.ino()));
+    Ok(is_current.then_some(file))
+}
+
 /// Whether the right file is there. A wrong one is removed.
 async fn is_there(file: &Download) -> Result<bool, Error> {
     let (path, size, digest) = (file.path.clone(), file.size, file.digest);
     let check = move || -> io::Result<bool> {
-        match std::fs::metadata(&path) {
+        match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             found => found?,
         };
@@ -225,7 +269,7 @@ async fn is_there(file: &Download) -> Result<bool, Error> {
             File::options().append(true).open(&path)?.set_modified(std::time::SystemTime::now())?;
             return Ok(true);
         }
-        std::fs::remove_file(&path)?;
+        fs::remove_file(&path)?;
         Ok(false)
     };
     blocking("checking a kept download", check).await
@@ -235,7 +279,7 @@ async fn is_there(file: &Download) -> Result<bool, Error> {
 async fn hash_part(part: PathBuf, size: u64) -> Result<(Sha256, u64), Error> {
     let hash = move || match hash_file(&part) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((Sha256::new(), 0)),
-        Ok((_, length)) if length > size => std::fs::remove_file(&part).map(|()| (Sha256::new(), 0)),
+        Ok((_, length)) if length > size => fs::remove_file(&part).map(|()| (Sha256::new(), 0)),
         result => result,
     };
     blocking("resuming a download", hash).await

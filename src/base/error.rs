@@ -30,6 +30,10 @@ pub enum Error {
         "the Debian mirror answered {status} for {url}; name another one (--debian-mirror, --debian-security-mirror)"
     )]
     MirrorRefused { url: String, status: u16 },
+    #[error(
+        "the Debian mirrors did not answer within {seconds} s; name others (--debian-mirror, --debian-security-mirror)"
+    )]
+    MirrorSlow { seconds: u64 },
     #[error("no Debian mirror was found for {suite}; name one with --debian-mirror and --debian-security-mirror")]
     NoMirror {
         suite: String,
@@ -62,6 +66,15 @@ pub enum Error {
     WrongHash { url: String, expected: Digest, actual: Digest },
     #[error("{what} is malformed; name another mirror")]
     Malformed { what: String },
+    #[error("the package index on this machine cannot be read; it is made anew")]
+    DamagedIndex {
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "these Debian packages have {total} together, more than the {limit} that a base may have; the largest is {name} with {size}: leave out what is not needed"
+    )]
+    TooLarge { total: String, limit: String, name: String, size: String },
     #[error("assembling a layer of Debian packages")]
     Assembly {
         #[source]
@@ -104,10 +117,16 @@ impl Error {
         )
     }
 
+    /// Whether it may be different after a look at the mirrors.
+    pub(super) fn deserves_another_look(&self) -> bool {
+        matches!(self, Self::DamagedIndex { .. }) || self.is_of_mirror()
+    }
+
     /// Whether a base that was made before is a way out.
     pub(super) fn is_of_mirror(&self) -> bool {
         let silent = matches!(self, Self::MirrorDown { .. } | Self::MirrorRefused { .. } | Self::NoMirror { .. });
-        silent || matches!(self, Self::Interrupted { .. } | Self::Unsatisfiable { .. }) || self.is_about_content()
+        let is_short = matches!(self, Self::Interrupted { .. } | Self::MirrorSlow { .. } | Self::Unsatisfiable { .. });
+        silent || is_short || self.is_about_content()
     }
 }
 

@@ -18,8 +18,63 @@ pub(super) type Captured = BTreeMap<String, Vec<u8>>;
 
 /// Whether fix-ups want to see this file.
 pub(super) fn is_wanted(path: &str) -> bool {
-    is_certificate(path) || COPIES.iter().any(|(from, _)| *from == path) || [PASSWD, GROUP].contains(&path)
+    is_certificate(path)
+        || Php::of(path).is_some()
+        || COPIES.iter().any(|(from, _)| *from == path)
+        || [PASSWD, GROUP].contains(&path)
 }
+
+/// What any layer gets for the packages in it.
+pub(super) fn of_layer(captured: &Captured) -> BTreeMap<String, Generated> {
+    let mut made = BTreeMap::new();
+    for (path, content) in captured {
+        let file = || Generated::File(Access::root(0o644), content.clone());
+        match Php::of(path) {
+            Some(Php::Settings { version, program }) => {
+                made.insert(format!("etc/php/{version}/{program}/php.ini"), file());
+            }
+            Some(Php::Module { version, name }) => {
+                let available = format!("etc/php/{version}/mods-available/{name}.ini");
+                let text = String::from_utf8_lossy(content);
+                let priority = text.lines().find_map(|line| line.strip_prefix("; priority=")).unwrap_or("20").trim();
+                for program in PHP_PROGRAMS {
+                    let link = format!("etc/php/{version}/{program}/conf.d/{priority}-{name}.ini");
+                    made.insert(link, Generated::Link(format!("/{available}")));
+                }
+                made.insert(available, file());
+            }
+            None => {}
+        }
+    }
+    made
+}
+
+/// A file from which PHP's maintainer scripts make its configuration. Without them no module is loaded.
+#[derive(Debug, PartialEq, Eq)]
+enum Php<'a> {
+    Settings { version: &'a str, program: &'static str },
+    Module { version: &'a str, name: &'a str },
+}
+
+impl<'a> Php<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        if let Some(rest) = path.strip_prefix("usr/lib/php/") {
+            return match rest.split_once('/')? {
+                (version, "php.ini-production.cli") => Some(Self::Settings { version, program: "cli" }),
+                (version, "php.ini-production") => Some(Self::Settings { version, program: "fpm" }),
+                _ => None,
+            };
+        }
+        // usr/share/php8.4-mbstring/mbstring/mbstring.ini
+        let (package, rest) = path.strip_prefix("usr/share/php")?.split_once('/')?;
+        let (version, _) = package.split_once('-')?;
+        let (_, name) = rest.split_once('/')?;
+        let name = name.strip_suffix(".ini").filter(|name| !name.contains('/'))?;
+        version.starts_with(|c: char| c.is_ascii_digit()).then_some(Self::Module { version, name })
+    }
+}
+
+const PHP_PROGRAMS: [&str; 2] = ["cli", "fpm"];
 
 /// Everything that the lowest layer gets, by path.
 pub(super) fn of_lowest_layer(captured: &Captured) -> BTreeMap<String, Generated> {
@@ -102,6 +157,28 @@ fn certificates(captured: &Captured) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn php_finds_its_modules() {
+        let captured: Captured = [
+            ("usr/lib/php/8.4/php.ini-production.cli", "[PHP]\n"),
+            ("usr/share/php8.4-mbstring/mbstring/mbstring.ini", "extension=mbstring.so\n"),
+            ("usr/share/php8.4-common/common/pdo.ini", "; priority=10\nextension=pdo.so\n"),
+        ]
+        .map(|(path, content)| (path.to_owned(), content.as_bytes().to_vec()))
+        .into();
+        assert!(captured.keys().all(|path| is_wanted(path)));
+        let made = of_layer(&captured);
+        let link = |to: &str| Generated::Link(format!("/etc/php/8.4/mods-available/{to}.ini"));
+        assert_eq!(made["etc/php/8.4/cli/conf.d/20-mbstring.ini"], link("mbstring"));
+        assert_eq!(made["etc/php/8.4/fpm/conf.d/10-pdo.ini"], link("pdo"));
+        assert!(
+            made.contains_key("etc/php/8.4/cli/php.ini") && made.contains_key("etc/php/8.4/mods-available/pdo.ini")
+        );
+        for other in ["usr/share/php/x/y.ini", "usr/share/php8.4-common/common/x/y.ini", "usr/lib/php/20240924/a.so"] {
+            assert!(!is_wanted(other), "{other}");
+        }
+    }
 
     #[test]
     fn accounts_and_certificates_come_from_what_packages_ship() {

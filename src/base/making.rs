@@ -27,35 +27,43 @@ use crate::{
 
 pub(super) struct Making<'a> {
     pub bases: &'a Bases,
+    /// Of a look at the mirrors; none where nothing can be done without.
+    pub patience: Option<Duration>,
     pub progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
 
 impl Making<'_> {
     pub(super) async fn pair(&self, request: &Request, work: &mut Work) -> Result<BasePair, Error> {
-        let mut state = match self.bases.fresh_state().await? {
-            Some(state) => state,
-            None => self.look(work).await?,
-        };
-        let layers = loop {
-            let mut layers = self.resolve(request, &state).await?;
-            let id = lock_id(layers.iter().map(|layer| (layer.key, layer.is_build_only)));
-            if let Some(pair) = self.answer_again(&id, request, &state).await? {
-                return Ok(pair);
+        if let Some(state) = self.bases.fresh_state().await? {
+            match self.pair_on(&state, request, work).await {
+                Ok(Some(pair)) => return Ok(pair),
+                Ok(None) => {}
+                // What an older index names may be gone from the mirror, or the mirror itself.
+                Err(error) if error.deserves_another_look() => {
+                    (self.progress)(Progress::Note(format!("looking at the Debian mirrors again: {error}")));
+                }
+                Err(error) => return Err(error),
             }
-            self.find_made(&mut layers).await?;
-            if work.located.is_some() || !self.needs_mirror(&layers) {
-                break layers;
-            }
-            // The mirrors are only known after a look at them, which may find another index.
-            let now = self.look(work).await?;
-            if now.snapshot == state.snapshot {
-                break layers;
-            }
-            state = now;
-        };
+        }
+        let state = self.look(work).await?;
+        let made = self.pair_on(&state, request, work).await?;
+        Ok(made.expect("the mirrors are known after a look at them"))
+    }
+
+    /// The pair as this index has it; `None` when packages have to be downloaded and the mirrors are not known yet.
+    async fn pair_on(&self, state: &State, request: &Request, work: &Work) -> Result<Option<BasePair>, Error> {
+        let mut layers = self.resolve(request, state).await?;
+        let id = lock_id(layers.iter().map(|layer| (layer.key, layer.is_build_only)));
+        if let Some(pair) = self.answer_again(&id, request, state).await? {
+            return Ok(Some(pair));
+        }
+        self.find_made(&mut layers).await?;
+        if work.located.is_none() && self.needs_mirror(&layers) {
+            return Ok(None);
+        }
         self.download(&layers, work).await?;
         let layers = self.assemble(layers).await?;
-        self.publish(request, &state, layers).await
+        self.publish(request, state, layers).await.map(Some)
     }
 
     /// Asks the mirrors what the suites are today, and gets the indexes when they changed.
@@ -65,7 +73,13 @@ impl Making<'_> {
         blocking("making the folder for Debian packages", move || fs::create_dir_all(files)).await?;
         let downloader = Downloader::new(options.retry_delay)?;
         let last = self.bases.last_state().await?;
-        let checked = Look { options, downloader: &downloader, last: last.as_ref() }.at_mirrors().await?;
+        let look = Look { options, downloader: &downloader, last: last.as_ref() };
+        let checked = match self.patience {
+            None => look.at_mirrors().await?,
+            Some(patience) => tokio::time::timeout(patience, look.at_mirrors())
+                .await
+                .unwrap_or(Err(Error::MirrorSlow { seconds: patience.as_secs() }))?,
+        };
         if !options.index_path(&checked.state.snapshot).exists() {
             checked.build_index(options, &downloader, self.progress).await?;
         }
@@ -80,8 +94,11 @@ impl Making<'_> {
         let (options, request) = (self.bases.options.clone(), request.clone());
         let path = options.index_path(&state.snapshot);
         let resolve = move || {
-            let opened = PackageIndex::open(&path);
-            let index = opened.map_err(|source| Error::Io { doing: "opening the package index".to_owned(), source })?;
+            let index = PackageIndex::open(&path).map_err(|source| {
+                // A look at the mirrors makes it anew when it is not there.
+                let _ = fs::remove_file(&path);
+                Error::DamagedIndex { source }
+            })?;
             stack::resolve(&index, &request, &options)
         };
         let panicked = |panic| Err(Error::Assembly { source: std::io::Error::other(panic) });
@@ -98,7 +115,7 @@ impl Making<'_> {
         }
         let answer = answer(state);
         let change = |record: &mut BaseRecord| {
-            record.requests.insert(request.id(), answer.clone());
+            record.requests.insert(request.id(&self.bases.options), answer.clone());
         };
         Ok(Some(objects.modify(&key, change).await?.value.pair()))
     }
@@ -125,7 +142,11 @@ impl Making<'_> {
     }
 
     fn needs_mirror(&self, layers: &[Wanted]) -> bool {
-        let missing = |package: &Package| !self.bases.options.file(&package.sha256.hex()).exists();
+        // Downloads are not synced: after a power cut one may have its name without its content.
+        let missing = |package: &Package| {
+            let file = fs::metadata(self.bases.options.file(&package.sha256.hex()));
+            !file.is_ok_and(|file| file.len() == package.size)
+        };
         layers.iter().filter(|layer| layer.made.is_none()).any(|layer| layer.packages.iter().any(missing))
     }
 
@@ -200,7 +221,7 @@ impl Making<'_> {
         let (architecture, suites) = (bases.options.architecture.clone(), state.suites.clone());
         let lock = image::to_json(&Lock { recipe, architecture, suites, layers })?;
         let lock = image::write_blob(&bases.blobs, lock).await?;
-        let requests = BTreeMap::from([(request.id(), answer(state))]);
+        let requests = BTreeMap::from([(request.id(&bases.options), answer(state))]);
         let [run, build] = <[ImageName; 2]>::try_from(images).expect("there are two roles");
         let record = BaseRecord { id, run, build, lock, layers: recorded, requests, made: Timestamp::now() };
         self.keep(&record).await?;
@@ -230,7 +251,7 @@ fn answer(state: &State) -> Answer {
     Answer { snapshot: state.snapshot, at: Timestamp::now() }
 }
 
-fn megabytes(bytes: u64) -> String {
+pub(super) fn megabytes(bytes: u64) -> String {
     format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
 }
 
@@ -241,8 +262,8 @@ const KEEP_PARTS: Duration = Duration::from_secs(24 * 60 * 60);
 fn clear(cache: &Path, current_index: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
-        let is_index = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("index-"));
-        if is_index && path != current_index {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if (name.starts_with("index-") || name.ends_with(".part")) && path != current_index {
             fs::remove_file(path)?;
         }
     }

@@ -81,13 +81,14 @@ impl Look<'_> {
 
     async fn locate_archive(&self, host: &[String]) -> Result<(String, Release, Release), Error> {
         let candidates = self.candidates(Archive::Debian, host);
-        let (root, stable) = self.first_good(candidates, Suite::Stable).await?;
-        let updates = self.release(&root, Suite::Updates).await?;
+        let (root, [stable, updates]) = self.first_good(candidates, [Suite::Stable, Suite::Updates]).await?;
         Ok((root, stable, updates))
     }
 
     async fn locate_security(&self, host: &[String]) -> Result<(String, Release), Error> {
-        self.first_good(self.candidates(Archive::Security, host), Suite::Security).await
+        let candidates = self.candidates(Archive::Security, host);
+        let (root, [release]) = self.first_good(candidates, [Suite::Security]).await?;
+        Ok((root, release))
     }
 
     fn candidates(&self, archive: Archive, host: &[String]) -> Vec<String> {
@@ -100,14 +101,18 @@ impl Look<'_> {
         mirrors.candidates(archive, host, public)
     }
 
-    /// The first mirror whose suite verifies. When none does, the most telling reason: what a mirror said rather than
-    /// that one could not be reached.
-    async fn first_good(&self, candidates: Vec<String>, suite: Suite) -> Result<(String, Release), Error> {
+    /// The first mirror all of whose suites verify. When none does, the most telling reason: what a mirror said rather
+    /// than that one could not be reached.
+    async fn first_good<const N: usize>(
+        &self,
+        candidates: Vec<String>,
+        suites: [Suite; N],
+    ) -> Result<(String, [Release; N]), Error> {
         let only_one = candidates.len() == 1;
         let mut reason: Option<Error> = None;
         for root in candidates {
-            match self.release(&root, suite).await {
-                Ok(release) => return Ok((root, release)),
+            match futures::future::try_join_all(suites.map(|suite| self.release(&root, suite))).await {
+                Ok(releases) => return Ok((root, releases.try_into().expect("as many as there are suites"))),
                 Err(error) => {
                     let is_better = reason.as_ref().is_none_or(|known| !known.is_about_content());
                     if is_better && (reason.is_none() || error.is_about_content()) {
@@ -116,12 +121,11 @@ impl Look<'_> {
                 }
             }
         }
-        let reason =
-            reason.unwrap_or(Error::NoMirror { suite: suite.codename(&Definition::embedded().suite), source: None });
+        let suite = suites[0].codename(&Definition::embedded().suite);
+        let reason = reason.unwrap_or_else(|| Error::NoMirror { suite: suite.clone(), source: None });
         if only_one || reason.is_about_content() {
             return Err(reason);
         }
-        let suite = suite.codename(&Definition::embedded().suite);
         Err(Error::NoMirror { suite, source: Some(Box::new(reason)) })
     }
 
@@ -168,7 +172,7 @@ impl Checked {
                 let file = std::io::BufReader::new(std::fs::File::open(file)?);
                 builder.add(*archive, lzma_rust2::XzReader::new(file, true))?;
             }
-            let unfinished = path.with_extension("part");
+            let unfinished = super::unfinished(&path);
             let packages = builder.write(&unfinished)?;
             std::fs::rename(&unfinished, &path)?;
             Ok(packages)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BasePair, Error, Package, assemble::Facts, definition::Definition};
+use super::{BasePair, Error, Options, Package, assemble::Facts, definition::Definition};
 use crate::{
     model::{Digest, ImageName, Timestamp},
     oci::{Compression, Layer},
@@ -33,9 +33,10 @@ impl Request {
         Ok(Self { run, build, sets })
     }
 
-    /// Names the request in records.
-    pub(super) fn id(&self) -> String {
-        Digest::of(serde_json::to_vec(self).unwrap_or_default()).hex()
+    /// Names the request in records: with all that may give another answer, but for the index.
+    pub(super) fn id(&self, options: &Options) -> String {
+        let parts = (Definition::embedded().recipe, &options.architecture, options.compression, self);
+        Digest::of(serde_json::to_vec(&parts).unwrap_or_default()).hex()
     }
 }
 
@@ -149,7 +150,10 @@ mod tests {
         assert!(tools.sets.contains("build-tools") && tools.build.contains("g++") && tools.build.len() == 1);
         let run = request(&[], &["build-tools"]).unwrap().run;
         assert!(run.contains("gcc") && run.contains("git") && !run.contains("build-tools"));
-        assert_ne!(tools.id(), request(&["build-tools"], &["python3"]).unwrap().id());
+        let options = Options::new(std::path::Path::new("/"), crate::base::Mirrors::default());
+        assert_ne!(tools.id(&options), request(&["build-tools"], &["python3"]).unwrap().id(&options));
+        let elsewhere = Options { architecture: "riscv64".to_owned(), ..options.clone() };
+        assert_ne!(tools.id(&options), tools.id(&elsewhere));
         for bad in ["", "x", "Python3", "a b", "../x", "a=1"] {
             assert!(matches!(request(&[], &[bad]), Err(Error::BadPackageName(_))), "{bad}");
         }

@@ -16,6 +16,7 @@ use super::{
     assemble::Facts,
     definition::Definition,
     index::PackageIndex,
+    making::megabytes,
     record::{LockedLayer, Request, layer_key},
     resolve::{Installed, Resolver},
 };
@@ -52,7 +53,24 @@ pub(super) fn resolve(index: &PackageIndex, request: &Request, options: &Options
     if is_split || !rest.is_empty() {
         stack.push(rest, true);
     }
+    check_size(stack.layers.iter().flat_map(|layer| &layer.packages))?;
     Ok(stack.layers)
+}
+
+/// Of the packages of a base, compressed as they are.
+const MAX_BYTES: u64 = 2_000_000_000;
+
+fn check_size<'a>(packages: impl Iterator<Item = &'a Package> + Clone) -> Result<(), Error> {
+    let total = packages.clone().map(|package| package.size).sum();
+    match packages.max_by_key(|package| package.size) {
+        Some(largest) if total > MAX_BYTES => Err(Error::TooLarge {
+            total: megabytes(total),
+            limit: megabytes(MAX_BYTES),
+            name: largest.name.clone(),
+            size: megabytes(largest.size),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn names(list: &[String]) -> BTreeSet<String> {
@@ -98,4 +116,27 @@ pub(super) fn facts_of<'a>(layers: impl Iterator<Item = &'a Facts>) -> Option<Fa
         }
         all
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Archive;
+
+    #[test]
+    fn a_base_has_a_largest_size() {
+        let package = |name: &str, size: u64| Package {
+            name: name.to_owned(),
+            version: "1".to_owned(),
+            architecture: "amd64".to_owned(),
+            archive: Archive::Debian,
+            filename: "x".to_owned(),
+            size,
+            sha256: Digest::of(name),
+        };
+        let packages = [package("small", 1), package("huge", 1_500_000_000), package("large", 500_000_000)];
+        assert!(check_size(packages[..2].iter()).is_ok());
+        let error = check_size(packages.iter()).unwrap_err().to_string();
+        assert!(error.contains("2000.0 MB") && error.contains("huge with 1500.0 MB"), "{error}");
+    }
 }

@@ -188,13 +188,9 @@ fn a_procfile_makes_processes() {
 
 #[test]
 fn the_only_line_of_a_procfile_is_the_default_where_nothing_else_serves() {
-    for (file, is_default) in [
-        ("README", true),
-        ("requirements.txt", false),
-        ("pyproject.toml", false),
-        ("package.json", false),
-        ("index.html", false),
-    ] {
+    for (file, is_default) in
+        [("README", true), ("requirements.txt", false), ("package.json", false), ("index.html", false)]
+    {
         let build = Build::of(&[("Procfile", "release: ./migrate\n"), (file, "")]);
         let (success, log) = build.build("epiniod/procfile");
         assert!(success, "{log}");
