@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Mode, owner and content (or link target) of each path.
-fn unpacked(room: &Room, layer: &Digest) -> BTreeMap<String, (u32, u64, String)> {
+pub fn unpacked(room: &Room, layer: &Digest) -> BTreeMap<String, (u32, u64, String)> {
     let file = room.blob(layer);
     let mut archive = tar::Archive::new(zstd::Decoder::new(file).unwrap());
     let entries = archive.entries().unwrap().map(|entry| {
@@ -127,6 +127,8 @@ async fn what_is_there_is_found_without_a_mirror() {
     let (first, second) = tokio::join!(room.ensure(&[], &["python3"]), room.ensure(&[], &["python3"]));
     let pair = first.unwrap();
     assert_eq!(second.unwrap(), pair);
+    let waited = |progress: &Progress| matches!(progress, Progress::Note(note) if note.starts_with("waiting:"));
+    assert!(room.notes.lock().unwrap().iter().any(waited), "who waits hears why");
     let mut requests = mirror.requests();
     requests.sort();
     let asked = requests.len();
@@ -167,6 +169,80 @@ async fn the_mirror_of_the_hosts_apt_sources_is_found() {
     room.ensure(&[], &["python3"]).await.unwrap();
     let requests = mirror.requests();
     assert!(!requests.iter().any(|path| path.contains("bookworm") || path.contains("noble")), "{requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_of_the_host_has_to_have_all_suites() {
+    let folder = tempfile::tempdir().unwrap();
+    let mirror = Mirror::start(&app()).await;
+    let options = mirror.options_of_host(folder.path());
+    let partial = mirror.serve_part("partial", |path| !path.contains("-updates"));
+    std::fs::write(options.apt.join("sources.list"), format!("deb {partial} bookworm main\n")).unwrap();
+    Room::new(folder.path(), options).ensure(&[], &["python3"]).await.unwrap();
+    let requests = mirror.requests();
+    assert!(requests.iter().any(|path| path.starts_with("/partial/")), "{requests:?}");
+    assert!(!requests.iter().any(|path| path.starts_with("/partial/") && path.ends_with(".deb")), "{requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_that_was_replaced_is_looked_up_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mirror = Mirror::start(&app()).await;
+    let room = Room::new(folder.path(), mirror.options(folder.path()));
+    room.ensure(&[], &["python3"]).await.unwrap();
+    // The index on disk is of today, and names a package that is not on the mirror any more.
+    let mut packages = app();
+    packages[1].version = "1+deb13u1".to_owned();
+    mirror.release(&packages, &Releases { date: -1800, ..Releases::default() });
+    room.ensure(&["compiler"], &["python3"]).await.unwrap();
+    let requests = mirror.requests();
+    assert!(requests.iter().any(|path| path.ends_with("linker_1+deb13u1.deb")), "{requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_power_cut_damaged_is_fetched_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mirror = Mirror::start(&app()).await;
+    let pair = Room::new(folder.path(), mirror.options(folder.path())).ensure(&[], &["python3"]).await.unwrap();
+    let cache = folder.path().join("cache/debian");
+    let truncate = |path: &std::path::Path| std::fs::File::create(path).unwrap();
+    for entry in std::fs::read_dir(cache.join("files")).unwrap() {
+        truncate(&entry.unwrap().path());
+    }
+    let again = tempfile::tempdir().unwrap();
+    let mut room = Room::new(again.path(), mirror.options(folder.path()));
+    assert_eq!(room.ensure(&[], &["python3"]).await.unwrap(), pair);
+
+    for entry in std::fs::read_dir(&cache).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("index-") {
+            truncate(&path);
+        }
+    }
+    room.forget(mirror.options(folder.path()));
+    room.ensure(&["compiler"], &["python3"]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_that_share_their_downloads_fetch_each_once() {
+    let mirror = Mirror::start(&app()).await;
+    let shared = tempfile::tempdir().unwrap();
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let rooms = folders.each_ref().map(|folder| {
+        let cache = folder.path().join("cache/debian");
+        std::fs::create_dir_all(&cache).unwrap();
+        std::os::unix::fs::symlink(shared.path(), cache.join("files")).unwrap();
+        Room::new(folder.path(), mirror.options(folder.path()))
+    });
+    let (first, second) = tokio::join!(rooms[0].ensure(&[], &["python3"]), rooms[1].ensure(&[], &["python3"]));
+    assert_eq!(first.unwrap(), second.unwrap());
+    let mut packages: Vec<String> = mirror.requests().into_iter().filter(|path| path.ends_with(".deb")).collect();
+    packages.sort();
+    let all = packages.len();
+    packages.dedup();
+    assert_eq!(packages.len(), all, "{packages:?}");
+    let left: Vec<_> = std::fs::read_dir(shared.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.iter().all(|path| path.extension().is_none()), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -112,6 +112,8 @@ pub enum Fault {
     Cut(usize),
     /// One byte is another one.
     Changed,
+    /// Nothing ever comes.
+    Silent,
 }
 
 #[derive(Default)]
@@ -234,6 +236,15 @@ impl Mirror {
         Options { mirrors: Mirrors::default(), apt, ..self.options(folder) }
     }
 
+    /// Serves the files that `is_there` keeps at another place of this host too; its URL.
+    pub fn serve_part(&self, place: &str, is_there: impl Fn(&str) -> bool) -> String {
+        let mut served = self.served.lock().unwrap();
+        let files = served.files.iter().filter(|(path, _)| is_there(path));
+        let files: Vec<_> = files.map(|(path, content)| (format!("/{place}{path}"), content.clone())).collect();
+        served.files.extend(files);
+        self.url.replace("/debian", &format!("/{place}/debian"))
+    }
+
     fn keyring(&self) -> Keyring {
         let point = self.key.public_key().as_ref();
         let body = [&[4, 0, 0, 0, 1, 22, 9][..], ED25519_OID, &[1, 7, 0x40], point].concat();
@@ -310,6 +321,10 @@ fn date(seconds_from_now: i64) -> String {
 async fn serve(State(served): State<Arc<Mutex<Served>>>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     let range = request.headers().get(header::RANGE).map(|range| range.to_str().unwrap().to_owned());
+    let is_silent = matches!(served.lock().unwrap().faults.get(&path), Some(Fault::Silent));
+    if is_silent {
+        return std::future::pending().await;
+    }
     let mut served = served.lock().unwrap();
     served.requests.push(format!("{path} {}", range.as_deref().unwrap_or("")).trim().to_owned());
     let Some(mut content) = served.files.get(&path).cloned() else { return StatusCode::NOT_FOUND.into_response() };
@@ -326,7 +341,7 @@ async fn serve(State(served): State<Arc<Mutex<Served>>>, request: Request) -> Re
             return ([(header::CONTENT_LENGTH, content.len())], Body::from_stream(stream::iter(pieces)))
                 .into_response();
         }
-        None => {}
+        Some(Fault::Silent) | None => {}
     }
     match from {
         Some(from) => (StatusCode::PARTIAL_CONTENT, content.split_off(from)).into_response(),

@@ -4,6 +4,7 @@ use epiniod::base::{Bases, Error, Keyring, Progress};
 
 use super::{
     Room,
+    making::unpacked,
     mirror::{Deb, Fault, Mirror, Releases},
 };
 
@@ -133,7 +134,25 @@ async fn a_package_that_reaches_out_of_the_image() {
     let folder = tempfile::tempdir().unwrap();
     let room = Room::new(folder.path(), mirror.options(folder.path()));
     // A link is only text in a layer; who unpacks it keeps it inside.
-    room.ensure(&[], &["evil"]).await.unwrap();
+    let pair = room.ensure(&[], &["evil"]).await.unwrap();
+    let layer = unpacked(&room, &room.manifest(&pair.run).await.layers[1].digest);
+    assert_eq!(layer["usr/lib/hosts"].2, "../../../../etc/hosts");
+    assert!(layer.keys().all(|path| !path.contains("..") && !path.starts_with('/')), "{:?}", layer.keys());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_hangs_while_a_base_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let mirror = Mirror::start(&[]).await;
+    let mut options = mirror.options(folder.path());
+    options.recheck = std::time::Duration::ZERO;
+    let room = Room::new(folder.path(), options);
+    let pair = room.ensure(&[], &[]).await.unwrap();
+    mirror.fault("InRelease", Fault::Silent);
+    room.notes.lock().unwrap().clear();
+    assert_eq!(room.ensure(&[], &[]).await.unwrap(), pair);
+    let notes = room.notes.lock().unwrap();
+    assert!(matches!(&notes[..], [Progress::Note(note)] if note.contains("did not answer within 3 s")), "{notes:?}");
 }
 
 #[test]
