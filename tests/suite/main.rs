@@ -13,6 +13,7 @@ mod crashes;
 mod footprint;
 mod launcher;
 mod lifecycle;
+mod quickstarts;
 mod registry;
 mod sandbox;
 mod sandbox_rootless;
