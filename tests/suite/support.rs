@@ -24,6 +24,15 @@ pub fn wait_until(what: &str, within: Duration, mut is_true: impl FnMut() -> boo
     }
 }
 
+/// Says loudly what could not be tested here and why; the gate repeats it at its end.
+pub fn not_run(what: &str) {
+    eprintln!("NOT RUN: {what}");
+    if let Some(list) = std::env::var_os("EPINIOD_TEST_NOT_RUN") {
+        let list = fs::File::options().create(true).append(true).open(list);
+        list.and_then(|mut list| writeln!(list, "{what}")).expect("a list that can be written");
+    }
+}
+
 /// A sample application.
 pub fn sample(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/apps").join(name)

@@ -8,6 +8,7 @@ use epiniod::{
 };
 
 use super::Room;
+use crate::support::not_run;
 
 /// None, said loudly, where no mirror can be reached: everything else of this behaviour is tested without.
 async fn room(folder: &Path) -> Option<Room> {
@@ -15,7 +16,7 @@ async fn room(folder: &Path) -> Option<Room> {
     match room.ensure(&[], &[]).await {
         Ok(_) => Some(room),
         Err(error @ (Error::NoMirror { .. } | Error::MirrorDown { .. })) => {
-            eprintln!("NOT TESTED: no Debian mirror can be reached from here: {error}");
+            not_run(&format!("base images of Debian's own packages: no mirror can be reached: {error}"));
             None
         }
         Err(error) => panic!("{error:?}"),
@@ -110,7 +111,7 @@ async fn what_the_buildpacks_ask_for_is_there_and_runs() {
 fn is_root() -> bool {
     let is_root = nix::unistd::geteuid().is_root();
     if !is_root {
-        eprintln!("NOT TESTED: chroot needs root");
+        not_run("programs of base images: chroot needs root");
     }
     is_root
 }
