@@ -33,6 +33,8 @@ use axum::{
     routing::{get, post, put},
 };
 
+use tokio_util::task::TaskTracker;
+
 use crate::{apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources, staging::Stagings};
 
 pub use error::ApiError;
@@ -52,6 +54,8 @@ pub struct ApiState {
     pub auth: Arc<Auth>,
     pub runtime: SharedRuntime,
     pub urls: Urls,
+    /// Pushes that go on, whoever listens.
+    pub pushes: TaskTracker,
 }
 
 /// How routes are reached from outside.

@@ -20,7 +20,7 @@ use std::{
 use futures::stream::BoxStream;
 use tokio_util::task::TaskTracker;
 
-pub use change::{AppChange, NewApp, Restart};
+pub use change::NewApp;
 pub use deploy::{Deployed, Deployment};
 pub use namespace::NamespaceRecord;
 pub use routes::{Backend, InFlight, Lookup, RouteTable, Target};

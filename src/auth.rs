@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The name of the first user.
-const ADMIN: &str = "admin";
+pub const ADMIN: &str = "admin";
 /// How many passwords may be checked at once: each check takes 19 MiB.
 const CHECKS_AT_ONCE: usize = 2;
 /// How many checked passwords are remembered.
@@ -46,12 +46,6 @@ pub struct Auth {
     checks: Arc<Semaphore>,
 }
 
-/// The user that the first start created.
-pub struct NewAdmin {
-    pub user: UserName,
-    pub password: String,
-}
-
 impl Auth {
     /// Reads the signing key, or makes one.
     pub async fn open(objects: Objects) -> Result<Arc<Self>, Error> {
@@ -65,16 +59,16 @@ impl Auth {
         }))
     }
 
-    /// Creates the first user, where there is none. Without a password a random one is made.
-    pub async fn first_start(&self, password: Option<String>) -> Result<Option<NewAdmin>, Error> {
-        if !self.objects.list::<User>(None).await?.is_empty() {
-            return Ok(None);
-        }
+    pub async fn has_users(&self) -> Result<bool, Error> {
+        Ok(!self.objects.list::<User>(None).await?.is_empty())
+    }
+
+    /// Creates the user [`ADMIN`].
+    pub async fn create_admin(&self, password: String) -> Result<(), Error> {
         let name: UserName = ADMIN.parse().expect("the name follows the rules");
-        let password = password.unwrap_or_else(|| random::<16>().iter().map(|byte| format!("{byte:02x}")).collect());
-        let hash = user::hash(password.clone()).await?;
-        self.objects.create(&User { name: name.clone(), hash, role: Role::Admin }).await?;
-        Ok(Some(NewAdmin { user: name, password }))
+        let hash = user::hash(password).await?;
+        self.objects.create(&User { name, hash, role: Role::Admin }).await?;
+        Ok(())
     }
 
     /// Who has this name and password; none when nobody has.
@@ -166,6 +160,11 @@ fn basic(header: &str) -> Option<(String, String)> {
     let text = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (name, password) = text.split_once(':')?;
     Some((name.to_owned(), password.to_owned()))
+}
+
+/// A password that nobody guesses.
+pub fn new_password() -> String {
+    random::<16>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn random<const N: usize>() -> [u8; N] {

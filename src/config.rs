@@ -2,6 +2,7 @@
 //!
 //! One small struct for each concern. Unknown keys of the file are refused, and all problems are reported at once.
 
+mod client;
 mod file;
 mod run_file;
 
@@ -13,8 +14,9 @@ use std::{
 
 use nix::unistd::Uid;
 
+pub use client::{ClientSettings, client_settings_file};
 pub use file::{ConfigFile, Error};
-pub use run_file::RunFile;
+pub use run_file::{Mode, RunFile};
 
 use crate::{base::Mirrors, model::Route, runtime::Limits, source, telemetry};
 
@@ -110,6 +112,8 @@ impl Config {
             None => ConfigFile::default(),
         };
         let system_domain = flags.system_domain.or(file.system_domain).unwrap_or_else(|| LOCALHOST.to_owned());
+        // As hosts and routes are compared.
+        let system_domain = system_domain.to_ascii_lowercase();
         let default = if system_domain == LOCALHOST { "127.0.0.1:8080" } else { "0.0.0.0:80" };
         let listen = address("listen", flags.listen.or(file.listen), default, &mut problems);
         let registry_listen =
@@ -193,16 +197,24 @@ fn check_filter(filter: Option<&str>) -> Option<String> {
 
 /// The data directory that is meant, whether it is there or not; absolute.
 pub fn data_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
-    let chosen = match given {
-        Some(dir) => dir,
-        None if Uid::effective().is_root() => PathBuf::from(ROOT_DATA_DIR),
-        None => {
-            let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-            let home = variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")));
-            home.ok_or(Error::NoHome)?.join("epiniod")
-        }
-    };
-    std::path::absolute(chosen).map_err(|_| Error::NoHome)
+    match given {
+        Some(dir) => std::path::absolute(dir).map_err(|_| Error::NoHome),
+        None => default_data_dir(),
+    }
+}
+
+/// The data directory where nobody names one.
+pub fn default_data_dir() -> Result<PathBuf, Error> {
+    if Uid::effective().is_root() {
+        return Ok(PathBuf::from(ROOT_DATA_DIR));
+    }
+    let home = variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")));
+    std::path::absolute(home.ok_or(Error::NoHome)?.join("epiniod")).map_err(|_| Error::NoHome)
+}
+
+/// A path that a variable names.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// The authorities that this machine trusts.

@@ -15,26 +15,19 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{assemble::House, control::Control};
+pub use crate::config::Mode;
 use crate::config::{Config, RunFile};
 
 /// How long requests may take to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What a stop means for applications.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// They run on.
-    Serve,
-    /// They are stopped with the daemon.
-    Up,
-}
-
 /// Runs a daemon until it is told to stop.
 pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
+    let control = Control::new(mode);
+    signals::pass_on(control.clone());
     let api = listen("--listen", config.listen).await?;
     let registry = listen("--registry-listen", config.registry_listen).await?;
     let (api_address, registry_address) = (address_of(&api)?, address_of(&registry)?);
-    let control = Control::new(mode);
     let house = House::build(&config, api_address, registry_address, &control).await?;
     house.take_up().await?;
 
@@ -45,22 +38,18 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     tasks.spawn(serve_registry(registry, house.registry_router(), stop.clone()));
     tasks.spawn(collect::run(house.garbage(), stop.clone()));
     tasks.close();
-    let run_file = RunFile::write(&config.data_dir, api_address, registry_address).map_err(Error::RunFile)?;
+    let run_file = RunFile::write(&config.data_dir, api_address, registry_address, mode).map_err(Error::RunFile)?;
     tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");
 
-    let applications = signals::stop_asked(&control).await;
+    let applications = control.stopped().await;
     tracing::info!(applications = ?applications, "stopping");
     stop.cancel();
-    house.stagings.finish().await;
-    if applications == Mode::Up {
-        house.apps.stop_all().await?;
-    }
-    house.apps.finish(DRAIN).await;
+    let stopped = house.wind_down(applications, DRAIN).await;
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
         tracing::warn!(seconds = DRAIN.as_secs(), "some requests did not end in time");
     }
     run_file.remove();
-    Ok(())
+    stopped
 }
 
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {

@@ -12,7 +12,7 @@ mod route;
 mod staging;
 mod time;
 
-pub use app::{App, Origin};
+pub use app::{App, AppChange, Origin, Restart};
 pub use digest::{Digest, InvalidDigest};
 pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
 pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, UserName};

@@ -77,11 +77,14 @@ pub struct Settings {
     pub builder: String,
 }
 
+/// Why a staging is cancelled; none while the daemon stops, which starts it over.
+type GivenUp = Arc<Mutex<Option<String>>>;
+
 struct Running {
     namespace: Namespace,
     app: AppName,
     cancel: CancellationToken,
-    superseded_by: Arc<Mutex<Option<StageId>>>,
+    given_up: GivenUp,
     log: Arc<StagingLog>,
     ended: watch::Receiver<bool>,
 }
@@ -153,7 +156,7 @@ impl Stagings {
         stored.map(|stored| stored.value).ok_or_else(|| Error::NoSuchStaging(id.to_string()))
     }
 
-    /// Ends when the staging does; the result has a final state.
+    /// Ends when the staging does; the result has a final state, unless the daemon stops.
     pub async fn wait(&self, namespace: &Namespace, id: &StageId) -> Result<Staging, Error> {
         let ended = self.lock().get(id).map(|running| running.ended.clone());
         if let Some(mut ended) = ended {
@@ -247,12 +250,21 @@ impl Stagings {
         Ok(())
     }
 
+    /// Ends what runs for an application that is gone.
+    pub fn give_up(&self, namespace: &Namespace, app: &AppName) {
+        let cause = "the application was deleted";
+        self.cancel(cause, |_, running| running.app == *app && running.namespace == *namespace);
+    }
+
     fn supersede(&self, by: &Staging) {
-        for (id, running) in self.lock().iter() {
-            if *id != by.id && running.app == by.app && running.namespace == by.namespace {
-                *running.superseded_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(by.id.clone());
-                running.cancel.cancel();
-            }
+        let cause = format!("superseded by a newer push (staging {})", by.id);
+        self.cancel(&cause, |id, running| *id != by.id && running.app == by.app && running.namespace == by.namespace);
+    }
+
+    fn cancel(&self, cause: &str, which: impl Fn(&StageId, &Running) -> bool) {
+        for (_, running) in self.lock().iter().filter(|(id, running)| which(id, running)) {
+            *running.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.to_owned());
+            running.cancel.cancel();
         }
     }
 
@@ -272,7 +284,7 @@ impl Stagings {
     fn spawn(self: &Arc<Self>, staging: Staging, leftovers: Leftovers) {
         let (end, ended) = watch::channel(false);
         let cancel = self.stop.child_token();
-        let superseded_by = Arc::default();
+        let given_up = GivenUp::default();
         let log = StagingLog::new(
             self.rooms.objects.clone(),
             Arc::clone(&self.rooms.blobs),
@@ -283,7 +295,7 @@ impl Stagings {
             namespace: staging.namespace.clone(),
             app: staging.app.clone(),
             cancel: cancel.clone(),
-            superseded_by: Arc::clone(&superseded_by),
+            given_up: Arc::clone(&given_up),
             log: Arc::clone(&log),
             ended,
         };
@@ -294,7 +306,7 @@ impl Stagings {
             if leftovers == Leftovers::OfAnAttempt {
                 stagings.discard(&id).await;
             }
-            run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, superseded_by }.drive().await;
+            run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, given_up }.drive().await;
             stagings.lock().remove(&id);
             let _ = end.send(true);
         });

@@ -14,7 +14,7 @@ use super::{
     json::Body,
     models::{self, ok},
 };
-use crate::apps::AppChange;
+use crate::model::AppChange;
 
 pub(super) async fn list(
     State(state): State<ApiState>,

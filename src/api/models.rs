@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{ApiError, ApiState};
 use crate::{
-    apps::{AppChange, AppStatus, Restart},
-    model::{App, EnvName, Environment, Origin, Route, StagingState},
+    apps::AppStatus,
+    model::{App, AppChange, EnvName, Environment, Origin, Restart, Route, StagingState},
     runtime::{Instance, InstanceState},
 };
 
@@ -88,7 +88,16 @@ impl AppUpdateRequest {
 }
 
 pub(super) fn environment(variables: BTreeMap<String, String>) -> Result<Environment, ApiError> {
-    variables.into_iter().map(|(name, value)| Ok((name.parse::<EnvName>()?, value))).collect()
+    variables.iter().map(|(name, value)| variable(name, value)).collect()
+}
+
+/// One variable: what no process can have in its environment is refused.
+pub(super) fn variable(name: &str, value: &str) -> Result<(EnvName, String), ApiError> {
+    let name: EnvName = name.parse()?;
+    if value.contains('\0') {
+        return Err(ApiError::bad_request(format!("the value of variable '{name}' has a NUL character in it")));
+    }
+    Ok((name, value.to_owned()))
 }
 
 /// A scheme in front is dropped, as Epinio does.

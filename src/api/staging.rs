@@ -22,11 +22,14 @@ use super::{
 };
 use crate::{
     apps::Deployment,
-    model::{AfterStaging, ImageName, Namespace, REGISTRY_NAME, Route, StageId, Staging, StagingState},
+    model::{AfterStaging, AppChange, ImageName, Namespace, REGISTRY_NAME, Route, StageId, Staging, StagingState},
 };
 
 /// How often a websocket that waits says so.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// What is not ended goes on with the next daemon.
+const STOPPING: &str = "the daemon is stopping; ask again when it runs";
 
 pub(super) async fn stage(
     State(state): State<ApiState>,
@@ -56,7 +59,8 @@ pub(super) async fn deploy(
     let staging = state.stagings.get(&app.namespace, &id).await?;
     let unfinished = || ApiError::bad_request("the staging has made no image yet");
     let image = staging.image.filter(|_| staging.state == StagingState::Done).ok_or_else(unfinished)?;
-    let deployment = Deployment { image, stage_id: Some(id), origin: models::origin(&request.origin) };
+    let deployment =
+        Deployment { image, stage_id: Some(id), origin: models::origin(&request.origin), change: AppChange::default() };
     let deployed = state.apps.deploy(&app.namespace, &app.name, deployment).await?;
     let routes: Vec<String> = deployed.routes.iter().map(Route::to_string).collect();
     Ok(Json(json!({ "routes": routes })))
@@ -88,7 +92,8 @@ pub(super) async fn complete(
             let error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("Failed to stage: {cause}"));
             Err(error.with_details(format!("stage-id = {id}")))
         }
-        _ => Ok(models::ok()),
+        StagingState::Done => Ok(models::ok()),
+        _ => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, STOPPING)),
     }
 }
 
@@ -120,7 +125,8 @@ async fn tell_completion(state: ApiState, namespace: Namespace, id: StageId, mut
     };
     let last = match staging {
         Ok(Staging { state: StagingState::Failed { cause }, .. }) => event("failed", &cause, true),
-        Ok(_) => event("succeeded", "", true),
+        Ok(Staging { state: StagingState::Done, .. }) => event("succeeded", "", true),
+        Ok(_) => event("error", STOPPING, true),
         Err(error) => event("error", &error.to_string(), true),
     };
     // The client may be gone by now.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Apps, Error, release_id};
 use crate::{
-    model::{App, AppName, EnvName, Environment, Namespace, Origin, Release, Route, Timestamp},
+    model::{App, AppChange, AppName, Namespace, Release, Restart},
     store::{self, Key},
 };
 
@@ -20,70 +20,20 @@ pub struct NewApp {
     pub config: AppChange,
 }
 
-/// What is changed of an application; `None` stays as it is.
-#[derive(Debug, Clone, Default)]
-pub struct AppChange {
-    pub instances: Option<u32>,
-    /// Merged into what there is; with `replace_environment` it replaces it.
-    pub environment: Option<Environment>,
-    pub replace_environment: bool,
-    pub unset_environment: Vec<EnvName>,
-    pub routes: Option<Vec<Route>>,
-    pub appchart: Option<String>,
-    /// Whether a running application takes a new environment at once.
-    pub restart: Restart,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Restart {
-    #[default]
-    Now,
-    Later,
-}
-
-impl AppChange {
-    fn apply(&self, app: &mut App) {
-        if let Some(instances) = self.instances {
-            app.instances = instances;
-        }
-        if let Some(environment) = &self.environment {
-            if self.replace_environment {
-                app.environment.clear();
-            }
-            app.environment.extend(environment.clone());
-        }
-        for name in &self.unset_environment {
-            app.environment.remove(name);
-        }
-        if let Some(routes) = &self.routes {
-            app.routes = routes.clone();
-        }
-        if let Some(appchart) = &self.appchart {
-            app.appchart = Some(appchart.clone());
-        }
-    }
-}
-
 impl Apps {
+    /// Could an application be so? Before anything is done for it.
+    pub async fn can_be(&self, namespace: &Namespace, name: &AppName, change: &AppChange) -> Result<(), Error> {
+        let mut app = match self.get(namespace, name).await {
+            Err(Error::NoSuchApp { .. }) => App::new(namespace.clone(), name.clone(), String::new()),
+            app => app?,
+        };
+        change.apply(&mut app);
+        self.check(&app).await
+    }
+
     pub async fn create(&self, new: NewApp) -> Result<App, Error> {
         self.namespace(&new.namespace).await?;
-        let mut app = App {
-            namespace: new.namespace,
-            name: new.name,
-            created_at: Timestamp::now(),
-            username: new.username,
-            instances: 1,
-            environment: Environment::new(),
-            routes: Vec::new(),
-            origin: Origin::None,
-            appchart: None,
-            stage_id: None,
-            blob_uid: None,
-            image: None,
-            release: None,
-            next_release: 1,
-            failure: None,
-        };
+        let mut app = App::new(new.namespace, new.name, new.username);
         new.config.apply(&mut app);
         self.check(&app).await?;
         match self.objects.create(&app).await {
@@ -163,7 +113,7 @@ impl Apps {
     }
 
     /// What no single name can say: routes that are taken, and numbers out of range.
-    async fn check(&self, app: &App) -> Result<(), Error> {
+    pub(super) async fn check(&self, app: &App) -> Result<(), Error> {
         if app.instances > MAX_INSTANCES {
             return Err(Error::TooManyInstances { instances: app.instances, most: MAX_INSTANCES });
         }

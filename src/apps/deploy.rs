@@ -7,8 +7,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Apps, Backend, Error, release_id};
 use crate::{
     model::{
-        App, AppName, ImageName, Namespace, Origin, Release, ReleaseId, ReleaseState, Route, StageId, Staging,
-        StagingState, Timestamp,
+        App, AppChange, AppName, ImageName, Namespace, Origin, Release, ReleaseId, ReleaseState, Route, StageId,
+        Staging, StagingState, Timestamp,
     },
     runtime::{Ended, InstanceState, Workload},
     store::{self, Key},
@@ -25,6 +25,8 @@ pub struct Deployment {
     pub stage_id: Option<StageId>,
     /// Where the source came from, when this push says so.
     pub origin: Option<Origin>,
+    /// What the application is to be when the release serves, and not before.
+    pub change: AppChange,
 }
 
 /// What came of a deployment.
@@ -90,12 +92,15 @@ impl Apps {
             None => None,
         };
         let (image, stage_id) = staged.or(serving).ok_or_else(never)?;
-        let deployment = Deployment { image, stage_id, origin: None };
+        let deployment = Deployment { image, stage_id, origin: None, change: AppChange::default() };
         self.roll_out(&app.namespace, &app.name, deployment).await
     }
 
     /// The caller has this application's turn.
     async fn roll_out(&self, namespace: &Namespace, name: &AppName, deployment: Deployment) -> Result<Deployed, Error> {
+        let change = deployment.change;
+        // A route may have gone to somebody else since it was asked for.
+        self.can_be(namespace, name, &change).await?;
         let mut number = 0;
         let app = self
             .objects
@@ -108,13 +113,16 @@ impl Apps {
             })
             .await?
             .value;
+        let mut changed = app.clone();
+        change.apply(&mut changed);
         let release = Release {
             id: release_id(&app, number),
             image: deployment.image,
             stage_id: deployment.stage_id,
-            environment: app.environment.clone(),
-            routes: self.routes(&app),
-            instances: app.instances,
+            routes: self.routes(&changed),
+            environment: changed.environment,
+            instances: changed.instances,
+            change,
             created_at: Timestamp::now(),
             state: ReleaseState::Starting,
         };
@@ -192,6 +200,7 @@ impl Apps {
                 before = app.release.filter(|number| *number != release.id.number);
                 app.release = Some(release.id.number);
                 app.image = Some(release.image.clone());
+                release.change.apply(app);
                 app.failure = None;
             })
             .await?;

@@ -86,12 +86,17 @@ impl Apps {
 
     /// Stops the instances of all applications. What should be stays as it is: the next start starts them again.
     pub async fn stop_all(&self) -> Result<(), Error> {
-        let workloads = self.runtime.workloads().await?;
-        let stops = workloads.iter().map(|id| self.runtime.remove(id, self.settings.grace));
-        for result in futures::future::join_all(stops).await {
-            result?;
+        loop {
+            // What was begun before may come up meanwhile.
+            let workloads = self.runtime.workloads().await?;
+            if workloads.is_empty() {
+                return Ok(());
+            }
+            let stops = workloads.iter().map(|id| self.runtime.remove(id, self.settings.grace));
+            for result in futures::future::join_all(stops).await {
+                result?;
+            }
         }
-        Ok(())
     }
 
     /// Starts what is missing, stops what nobody wants, then refreshes the routes.

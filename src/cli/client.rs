@@ -45,7 +45,9 @@ pub struct Client {
 impl Client {
     pub fn new(settings: Settings) -> Result<Self, Error> {
         let url = parse_address(&settings.api)?;
-        let password = settings.password()?;
+        let wrong =
+            || Error::Usage("'pass' in the settings, or EPINIO_PASS, is not the base64 of a password".to_owned());
+        let password = settings.password().ok_or_else(wrong)?;
         let mut builder = reqwest::Client::builder()
             .dns_resolver(Arc::new(Resolver))
             .connect_timeout(CONNECT)

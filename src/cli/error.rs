@@ -52,7 +52,7 @@ pub enum Error {
     Malformed(#[source] serde_json::Error),
     #[error("nobody is logged in, and no daemon of this machine was found in {}", data_dir.display())]
     NoCredential { data_dir: PathBuf },
-    #[error("this user may not read the credential {}", path.display())]
+    #[error("this user may not read {}", path.display())]
     Denied { path: PathBuf },
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
@@ -75,6 +75,10 @@ pub enum Error {
     Daemon(#[from] crate::daemon::Error),
     #[error("the daemon did not answer within {seconds} s")]
     NotReady { seconds: u64, log: Option<PathBuf> },
+    #[error("the daemon ended with {status}: {last_words}")]
+    DaemonEnded { status: std::process::ExitStatus, last_words: String, log: PathBuf },
+    #[error("the daemon (pid {pid}) belongs to another user")]
+    NotOurs { pid: i32 },
     #[error("no daemon runs with the data directory {}", .0.display())]
     NotRunning(PathBuf),
     #[error("the daemon (pid {pid}) did not stop within {seconds} s")]
@@ -86,8 +90,15 @@ pub enum Error {
 impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Unreachable { .. } | Self::NotReady { .. } | Self::Daemon(_) | Self::NotRunning(_) => UNREACHABLE,
-            Self::Api { status: 401 | 403, .. } | Self::NoCredential { .. } | Self::Denied { .. } => UNAUTHORIZED,
+            Self::Unreachable { .. }
+            | Self::NotReady { .. }
+            | Self::Daemon(_)
+            | Self::DaemonEnded { .. }
+            | Self::NotRunning(_) => UNREACHABLE,
+            Self::Api { status: 401 | 403, .. }
+            | Self::NoCredential { .. }
+            | Self::Denied { .. }
+            | Self::NotOurs { .. } => UNAUTHORIZED,
             Self::Api { status: 404, .. } => NOT_FOUND,
             Self::Usage(_) | Self::Config(_) | Self::Settings { .. } => USAGE,
             Self::Staging(_) | Self::Pack(_) => STAGING_FAILED,
@@ -139,12 +150,15 @@ impl Error {
             Self::Pack(_) => "correct the folder, or leave the file out by naming it in .epinioignore",
             Self::Config(_) => "correct them; 'epiniod serve --help' has all settings",
             Self::Daemon(error) => return daemon_hint(error),
-            Self::NotReady { log: Some(log), .. } => return format!("see its log in {}", log.display()),
+            Self::NotReady { log: Some(log), .. } | Self::DaemonEnded { log, .. } => {
+                return format!("see its log in {}", log.display());
+            }
             Self::NotReady { log: None, .. } => "see its log above",
             Self::NotRunning(_) => {
                 "another daemon is named by --data-dir; applications that still run are stopped by \
                  'epiniod serve' and then 'epiniod stop --all'"
             }
+            Self::NotOurs { .. } => "run the command as that user, or with sudo",
             Self::StillRunning { pid, .. } => return format!("see its log, or end it with 'kill -9 {pid}'"),
             Self::Runtime(_) => "check the limits of this user (ulimit)",
         };

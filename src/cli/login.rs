@@ -40,7 +40,7 @@ pub struct Logout {
 impl Login {
     pub async fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
         let path = place(&self.target)?;
-        let known = Settings::read(&path)?.unwrap_or_default();
+        let known = settings::read(&path)?.unwrap_or_default();
         let url = match &self.url {
             Some(url) => with_scheme(url.trim_end_matches('/')),
             None => settings::find(&self.target)?.api,
@@ -48,12 +48,12 @@ impl Login {
         parse_address(&url)?;
         // Authorities that were trusted for one address are not for another.
         let certs = if known.api == url { known.certs.clone() } else { String::new() };
-        let mut settings = Settings { certs, wss: url.replacen("http", "ws", 1), api: url, ..known.logged_out() };
-        settings.user = answer("User", self.user, Echo::On)?;
-        settings.set_password(&answer("Password", self.password, Echo::Off)?);
+        let mut settings = Settings { certs, ..known.logged_out() }.at(&url);
+        settings.user = answer("User", self.user, Echo::On).await?;
+        settings.set_password(&answer("Password", self.password, Echo::Off).await?);
         let client = Client::new(settings)?;
         client.get("/api/v1/me").await?;
-        client.settings.write(&path)?;
+        settings::write(&client.settings, &path)?;
         ui.say(&format!("logged in to {} as {}", client.settings.api, client.settings.user));
         let namespace = client.settings.namespace();
         if let Err(Error::Api { status: 404, .. }) = client.get(&format!("/api/v1/namespaces/{namespace}")).await {
@@ -66,12 +66,12 @@ impl Login {
 impl Logout {
     pub fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
         let path = place(&self.target)?;
-        let Some(settings) = Settings::read(&path)?.filter(|settings| !settings.api.is_empty()) else {
+        let Some(settings) = settings::read(&path)?.filter(|settings| !settings.api.is_empty()) else {
             ui.say("nobody was logged in");
             return Ok(ExitCode::from(error::OK));
         };
         let api = settings.api.clone();
-        settings.logged_out().write(&path)?;
+        settings::write(&settings.logged_out(), &path)?;
         ui.say(&format!("logged out of {api}"));
         Ok(ExitCode::from(error::OK))
     }
@@ -97,20 +97,26 @@ enum Echo {
 }
 
 /// What was given, or what somebody types.
-fn answer(what: &str, given: Option<String>, echo: Echo) -> Result<String, Error> {
+async fn answer(what: &str, given: Option<String>, echo: Echo) -> Result<String, Error> {
     if let Some(given) = given {
         return Ok(given);
     }
     let _ = write!(stderr(), "{what}: ");
-    let hidden = if echo == Echo::Off { hide_typing() } else { None };
-    let mut line = String::new();
-    let read = stdin().lock().read_line(&mut line);
-    if let Some(before) = hidden {
-        // A terminal that is gone shows nothing any more.
-        let _ = tcsetattr(stdin(), SetArg::TCSANOW, &before);
-        let _ = writeln!(stderr());
-    }
-    read.map_err(Error::Runtime)?;
+    let hidden = if echo == Echo::Off { HiddenTyping::start() } else { None };
+    let typed = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        stdin().lock().read_line(&mut line).map(|_| line)
+    });
+    let line = tokio::select! {
+        line = typed => line.map_err(std::io::Error::other).and_then(|line| line),
+        _ = tokio::signal::ctrl_c() => {
+            // The terminal has to show again what is typed; the thread that reads cannot be ended.
+            drop(hidden);
+            std::process::exit(i32::from(error::INTERRUPTED));
+        }
+    };
+    drop(hidden);
+    let line = line.map_err(Error::Runtime)?;
     let line = line.trim_end_matches(['\r', '\n']).to_owned();
     if line.is_empty() {
         let flag = what.to_lowercase();
@@ -119,13 +125,26 @@ fn answer(what: &str, given: Option<String>, echo: Echo) -> Result<String, Error
     Ok(line)
 }
 
-/// Switches the echo of a terminal off; what it was before.
-fn hide_typing() -> Option<Termios> {
-    let before = tcgetattr(stdin()).ok()?;
-    let mut hidden = before.clone();
-    hidden.local_flags.remove(LocalFlags::ECHO);
-    tcsetattr(stdin(), SetArg::TCSANOW, &hidden).ok()?;
-    Some(before)
+/// A terminal that does not show what is typed, as long as this lives.
+struct HiddenTyping(Termios);
+
+impl HiddenTyping {
+    /// None where there is no terminal.
+    fn start() -> Option<Self> {
+        let before = tcgetattr(stdin()).ok()?;
+        let mut hidden = before.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(stdin(), SetArg::TCSANOW, &hidden).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for HiddenTyping {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing any more.
+        let _ = tcsetattr(stdin(), SetArg::TCSANOW, &self.0);
+        let _ = writeln!(stderr());
+    }
 }
 
 #[cfg(test)]

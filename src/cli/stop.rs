@@ -8,6 +8,7 @@ use std::{
 
 use clap::Args;
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -19,7 +20,7 @@ use super::{
     settings,
     ui::Ui,
 };
-use crate::config::{self, RunFile};
+use crate::config::{self, Mode, RunFile};
 
 /// How long a daemon may take to drain.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,13 +38,20 @@ pub struct Stop {
 impl Stop {
     pub async fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
         let data_dir = config::data_dir(self.data_dir)?;
-        let daemon = RunFile::read(&data_dir).ok_or_else(|| Error::NotRunning(data_dir.clone()))?;
+        let denied = |_| Error::Denied { path: data_dir.clone() };
+        let running = RunFile::read(&data_dir).map_err(denied)?;
+        let daemon = running.ok_or_else(|| Error::NotRunning(data_dir.clone()))?;
         if self.all {
             // Variables may name another daemon: that one is not meant.
             let own = settings::of_data_dir(&data_dir)?.ok_or(Error::NoCredential { data_dir })?;
             Client::new(own)?.post("/daemon/stop", &Value::Null).await?;
         } else {
-            kill(Pid::from_raw(daemon.pid), Signal::SIGTERM).map_err(|error| Error::Runtime(error.into()))?;
+            match kill(Pid::from_raw(daemon.pid), Signal::SIGTERM) {
+                // It has ended just now.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(Errno::EPERM) => return Err(Error::NotOurs { pid: daemon.pid }),
+                Err(error) => return Err(Error::Runtime(error.into())),
+            }
         }
         let deadline = Instant::now() + PATIENCE;
         while daemon.is_alive() {
@@ -52,7 +60,7 @@ impl Stop {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        ui.say(if self.all {
+        ui.say(if self.all || daemon.mode == Mode::Up {
             "stopped the daemon and all applications"
         } else {
             "stopped the daemon; applications run on"

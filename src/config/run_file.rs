@@ -8,6 +8,17 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+/// What a stop means for applications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// They run on.
+    #[default]
+    Serve,
+    /// They are stopped with the daemon.
+    Up,
+}
+
 /// The daemon of a data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunFile {
@@ -16,26 +27,32 @@ pub struct RunFile {
     pub start_ticks: u64,
     pub api: SocketAddr,
     pub registry: SocketAddr,
+    #[serde(default)]
+    pub mode: Mode,
     #[serde(skip)]
     path: PathBuf,
 }
 
 impl RunFile {
-    pub fn write(data_dir: &Path, api: SocketAddr, registry: SocketAddr) -> io::Result<Self> {
+    pub fn write(data_dir: &Path, api: SocketAddr, registry: SocketAddr, mode: Mode) -> io::Result<Self> {
         let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let path = place(data_dir);
-        let file = Self { pid, start_ticks: start_ticks(pid).unwrap_or(0), api, registry, path };
+        let file = Self { pid, start_ticks: start_ticks(pid).unwrap_or(0), api, registry, mode, path };
         let temporary = file.path.with_extension("new");
         fs::write(&temporary, serde_json::to_vec(&file)?)?;
         fs::rename(temporary, &file.path)?;
         Ok(file)
     }
 
-    /// The daemon of this data directory; none when none runs.
-    pub fn read(data_dir: &Path) -> Option<Self> {
+    /// The daemon of this data directory; none when none runs. Fails where this user may not look.
+    pub fn read(data_dir: &Path) -> io::Result<Option<Self>> {
         let path = place(data_dir);
-        let file: Self = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
-        (start_ticks(file.pid) == Some(file.start_ticks)).then_some(Self { path, ..file })
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            text => text.unwrap_or_default(),
+        };
+        let file: Option<Self> = serde_json::from_slice(&text).ok();
+        Ok(file.filter(Self::is_alive).map(|file| Self { path, ..file }))
     }
 
     /// Does it still run?

@@ -1,11 +1,14 @@
 //! The rooms, put together.
 
-use std::{collections::BTreeMap, fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, sync::Arc};
+use std::{
+    collections::BTreeMap, fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration,
+};
 
 use async_trait::async_trait;
 use axum::{Router, extract::State, http::StatusCode, routing::post};
+use tokio_util::task::TaskTracker;
 
-use super::{Error, collect::Garbage, control::Control, credential};
+use super::{Error, Mode, collect::Garbage, control::Control, credential};
 use crate::{
     api::{self, Urls},
     apps::{self, Apps},
@@ -52,10 +55,7 @@ impl House {
         let objects = Objects::new(DiskStore::open(&config.data_dir.join("store"))?);
         let blobs: SharedBlobs = DiskBlobs::open(&config.data_dir.join("blobs"))?;
         let auth = Auth::open(objects.clone()).await?;
-        if let Some(admin) = auth.first_start(config.admin_password.clone()).await? {
-            credential::announce(config, api, &admin)?;
-        }
-        credential::point_to(config, api)?;
+        credential::provide(config, api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
         let runtime: SharedRuntime = local::LocalRuntime::open(
             local::LocalConfig {
@@ -93,6 +93,7 @@ impl House {
             auth: Arc::clone(&auth),
             runtime: Arc::clone(&runtime),
             urls: Urls { scheme: "http", port: api.port() },
+            pushes: TaskTracker::new(),
         };
         let router = api::router(state.clone(), control_routes(control));
         let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone()));
@@ -109,6 +110,29 @@ impl House {
         self.apps.recover().await?;
         self.stagings.recover().await?;
         api::resume_pushes(&self.api).await.map_err(|error| Error::Pushes(error.title))
+    }
+
+    /// Nothing begins any more. What was begun ends, or is given up for the next daemon to take up; only then is it
+    /// known which applications there are to stop.
+    pub async fn wind_down(&self, applications: Mode, within: Duration) -> Result<(), Error> {
+        self.stagings.finish().await;
+        self.api.pushes.close();
+        if tokio::time::timeout(within, self.api.pushes.wait()).await.is_err() {
+            tracing::warn!(
+                seconds = within.as_secs(),
+                "a deployment did not end in time; the next daemon goes on with it"
+            );
+        }
+        let stopped = match applications {
+            Mode::Up => self.apps.stop_all().await,
+            Mode::Serve => Ok(()),
+        };
+        self.apps.finish(within).await;
+        if applications == Mode::Up {
+            // What a request changed meanwhile.
+            self.apps.stop_all().await?;
+        }
+        Ok(stopped?)
     }
 
     pub fn registry_router(&self) -> Router {
@@ -162,7 +186,7 @@ fn staging_settings(config: &Config, registry: SocketAddr) -> staging::Settings 
 /// `POST /daemon/stop`: ours, not Epinio's.
 fn control_routes(control: &Control) -> Router {
     async fn stop(State(control): State<Control>) -> StatusCode {
-        control.stop_all();
+        control.stop(Mode::Up);
         StatusCode::ACCEPTED
     }
     Router::new().route("/daemon/stop", post(stop)).with_state(control.clone())

@@ -1,53 +1,108 @@
 //! The credential of who works on this machine: `DATA_DIR/client.yaml`, in the form of the `epinio` CLI's settings.
 
-use std::{fs, io, io::Write as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::Path};
-
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde_json::json;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Error;
-use crate::{auth::NewAdmin, config::Config, model::Namespace};
+use crate::{
+    auth::{self, Auth},
+    config::{ClientSettings, Config, client_settings_file},
+    model::Namespace,
+};
 
-/// Writes the credential of the first user, and shows a password that was made up.
-pub(super) fn announce(config: &Config, api: SocketAddr, admin: &NewAdmin) -> Result<(), Error> {
+/// Is this the first start of a data directory?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    First,
+    Later,
+}
+
+/// Creates the first user where there is none, and says where the API is now: it may be elsewhere at each start.
+///
+/// The file is there before the user is. A daemon that is killed in between finds the password in it, and
+/// nobody is locked out.
+pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Result<(), Error> {
     let path = config.data_dir.join("client.yaml");
-    let pass = STANDARD.encode(&admin.password);
-    let settings = settings(config, api, admin.user.as_str(), &pass);
-    write(&path, &settings).map_err(|source| Error::Credential { path: path.clone(), source })?;
-    if config.admin_password.is_none() {
-        tracing::info!(user = %admin.user, password = %admin.password, "created the first user; the password is shown once and kept in {}", path.display());
+    let failed = |source| Error::Credential { path: path.clone(), source };
+    let before = ClientSettings::read(&path).map_err(failed)?;
+    let start = if auth.has_users().await? { Start::Later } else { Start::First };
+    if before.is_none() && start == Start::Later {
+        // Somebody did not want it to be here.
+        return Ok(());
     }
+    let mut settings = before.clone().unwrap_or_default().at(&format!("http://{}", reachable(api)));
+    if start == Start::First {
+        let kept = before.as_ref().filter(|known| known.user == auth::ADMIN).and_then(ClientSettings::password);
+        let password = config.admin_password.clone().or(kept).unwrap_or_else(auth::new_password);
+        settings.user = auth::ADMIN.to_owned();
+        settings.namespace = Namespace::DEFAULT.to_owned();
+        settings.set_password(&password);
+        settings.write(&path).map_err(failed)?;
+        auth.create_admin(password.clone()).await?;
+        if config.admin_password.is_none() {
+            tracing::info!(
+                user = auth::ADMIN,
+                password,
+                "created the first user; the password is shown once and kept in {}",
+                path.display()
+            );
+        }
+    } else if before.as_ref() != Some(&settings) {
+        settings.write(&path).map_err(failed)?;
+    }
+    share(config, before.as_ref(), &settings, start);
     Ok(())
 }
 
-/// The address may be another one at each start.
-pub(super) fn point_to(config: &Config, api: SocketAddr) -> Result<(), Error> {
-    let path = config.data_dir.join("client.yaml");
-    let failed = |source| Error::Credential { path: path.clone(), source };
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-    let known: serde_json::Value = serde_yaml_ng::from_str(&text).map_err(io::Error::other).map_err(failed)?;
-    let text = |name: &str| known.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
-    let settings = settings(config, api, &text("user"), &text("pass"));
-    if settings == known { Ok(()) } else { write(&path, &settings).map_err(failed) }
+/// Where this machine reaches a listener, without asking a name server.
+fn reachable(listener: SocketAddr) -> SocketAddr {
+    let address = match listener.ip() {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    SocketAddr::new(address, listener.port())
 }
 
-fn settings(config: &Config, api: SocketAddr, user: &str, pass: &str) -> serde_json::Value {
-    let port = if api.port() == 80 { String::new() } else { format!(":{}", api.port()) };
-    let host = format!("epinio.{}{port}", config.system_domain);
-    json!({
-        "api": format!("http://{host}"),
-        "wss": format!("ws://{host}"),
-        "user": user,
-        "pass": pass,
-        "namespace": Namespace::DEFAULT,
-    })
+/// Writes the settings file that all clients share: at the first start where there is none, later only where it
+/// names this API. A login to another one stays.
+fn share(config: &Config, before: Option<&ClientSettings>, own: &ClientSettings, start: Start) {
+    let Some(path) = client_settings_file() else { return };
+    let port = own.api.rsplit_once(':').map_or("", |(_, port)| port);
+    let host = format!("http://epinio.{}", config.system_domain);
+    let names = [own.api.clone(), format!("{host}:{port}"), if port == "80" { host } else { String::new() }];
+    let is_ours = |known: &ClientSettings| {
+        !known.api.is_empty() && (names.contains(&known.api) || before.is_some_and(|before| before.api == known.api))
+    };
+    let result = ClientSettings::read(&path).and_then(|known| {
+        let mut shared = match (&known, start) {
+            (None, Start::First) => own.clone(),
+            (Some(settings), _) if is_ours(settings) => settings.clone().at(&own.api),
+            _ => return Ok(()),
+        };
+        if start == Start::First {
+            (shared.user, shared.pass) = (own.user.clone(), own.pass.clone());
+        }
+        if known.as_ref() == Some(&shared) { Ok(()) } else { shared.write(&path) }
+    });
+    if let Err(error) = result {
+        // Our own command line does without it.
+        tracing::warn!(path = %path.display(), %error, "the settings file of the epinio CLI cannot be written");
+    }
 }
 
-fn write(path: &Path, settings: &serde_json::Value) -> io::Result<()> {
-    let text = serde_yaml_ng::to_string(settings).map_err(io::Error::other)?;
-    let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(temporary, path)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_all_addresses_is_reached_on_loopback() {
+        for (listener, expected) in [
+            ("0.0.0.0:80", "127.0.0.1:80"),
+            ("[::]:8080", "[::1]:8080"),
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("192.0.2.7:1", "192.0.2.7:1"),
+        ] {
+            assert_eq!(reachable(listener.parse().unwrap()), expected.parse().unwrap());
+        }
+    }
 }

@@ -1,18 +1,32 @@
-//! What ends a daemon: a signal, or a request to its control endpoint.
+//! Signals ask a daemon to stop.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Mode, control::Control};
+use super::control::Control;
 
-/// Ends when a stop is asked for; says what becomes of applications.
-pub(super) async fn stop_asked(control: &Control) -> Mode {
-    let mut terminate = signal(SignalKind::terminate()).expect("a signal handler can be set");
-    let mut interrupt = signal(SignalKind::interrupt()).expect("a signal handler can be set");
-    let mut hangup = signal(SignalKind::hangup()).expect("a signal handler can be set");
-    tokio::select! {
-        _ = terminate.recv() => control.mode(),
-        _ = interrupt.recv() => control.mode(),
-        _ = hangup.recv() => control.mode(),
-        () = control.stopped() => Mode::Up,
-    }
+/// 128 and the number of SIGINT, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// Passes signals on, from now on. The first asks for a stop; who asks again does not want to wait for its end.
+pub(super) fn pass_on(control: Control) {
+    let handler = |kind| signal(kind).expect("a signal handler can be set");
+    let mut terminate = handler(SignalKind::terminate());
+    let mut interrupt = handler(SignalKind::interrupt());
+    let mut hangup = handler(SignalKind::hangup());
+    tokio::spawn(async move {
+        let mut asked = 0;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => asked += 1,
+                _ = interrupt.recv() => asked += 1,
+                // The kernel and the shell both send it when a terminal goes: twice means no more than once.
+                _ = hangup.recv() => asked = asked.max(1),
+            }
+            if asked > 1 {
+                tracing::warn!("a second signal: the daemon ends without waiting for what goes on");
+                std::process::exit(INTERRUPTED);
+            }
+            control.stop(control.mode());
+        }
+    });
 }

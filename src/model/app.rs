@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppName, Environment, ImageName, Namespace, Route, StageId, Timestamp};
+use super::{AppName, EnvName, Environment, ImageName, Namespace, Route, StageId, Timestamp};
 
 /// An application: what the user wants, and which staging and release came of it last.
 ///
@@ -35,6 +35,75 @@ pub struct App {
     /// Why the last deployment failed, when it did.
     #[serde(default)]
     pub failure: Option<String>,
+}
+
+impl App {
+    /// An application that nothing was asked of yet.
+    pub fn new(namespace: Namespace, name: AppName, username: String) -> Self {
+        Self {
+            namespace,
+            name,
+            created_at: Timestamp::now(),
+            username,
+            instances: 1,
+            environment: Environment::new(),
+            routes: Vec::new(),
+            origin: Origin::None,
+            appchart: None,
+            stage_id: None,
+            blob_uid: None,
+            image: None,
+            release: None,
+            next_release: 1,
+            failure: None,
+        }
+    }
+}
+
+/// What is changed of an application; `None` stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AppChange {
+    pub instances: Option<u32>,
+    /// Merged into what there is; with `replace_environment` it replaces it.
+    pub environment: Option<Environment>,
+    pub replace_environment: bool,
+    pub unset_environment: Vec<EnvName>,
+    pub routes: Option<Vec<Route>>,
+    pub appchart: Option<String>,
+    /// Whether a running application takes a new environment at once.
+    pub restart: Restart,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Restart {
+    #[default]
+    Now,
+    Later,
+}
+
+impl AppChange {
+    pub fn apply(&self, app: &mut App) {
+        if let Some(instances) = self.instances {
+            app.instances = instances;
+        }
+        if let Some(environment) = &self.environment {
+            if self.replace_environment {
+                app.environment.clear();
+            }
+            app.environment.extend(environment.clone());
+        }
+        for name in &self.unset_environment {
+            app.environment.remove(name);
+        }
+        if let Some(routes) = &self.routes {
+            app.routes = routes.clone();
+        }
+        if let Some(appchart) = &self.appchart {
+            app.appchart = Some(appchart.clone());
+        }
+    }
 }
 
 /// Where the source of an application came from (Epinio's `ApplicationOrigin`).

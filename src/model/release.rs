@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppName, Environment, ImageName, Namespace, Route, StageId, Timestamp};
+use super::{AppChange, AppName, Environment, ImageName, Namespace, Route, StageId, Timestamp};
 
 /// Image, environment, routes and scale of an application at one point. A change makes a new one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +15,9 @@ pub struct Release {
     pub environment: Environment,
     pub routes: Vec<Route>,
     pub instances: u32,
+    /// What becomes of the application when this release serves; what is above has it in it.
+    #[serde(default)]
+    pub change: AppChange,
     pub created_at: Timestamp,
     pub state: ReleaseState,
 }

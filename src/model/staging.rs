@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppName, Digest, Environment, ImageName, Namespace, Origin, StageId, Timestamp};
+use super::{AppChange, AppName, Digest, Environment, ImageName, Namespace, Origin, StageId, Timestamp};
 
 /// One attempt to make an image of a source. Never reused: a new attempt is a new staging.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,8 +36,13 @@ pub enum AfterStaging {
     /// Somebody else deploys it, or has.
     #[default]
     Nothing,
-    /// The staging is part of a push: whatever becomes of who pushed, or of the daemon, the image is deployed.
-    Deploy { origin: Option<Origin> },
+    /// The staging is part of a push: whatever becomes of who pushed, or of the daemon, the image is deployed, and
+    /// with it what else the push wants of the application.
+    Deploy {
+        origin: Option<Origin>,
+        #[serde(default)]
+        change: AppChange,
+    },
 }
 
 /// A later staging whose source, environment and basis are the same may take over the image.

@@ -10,12 +10,12 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Stagings, log::StagingLog, steps};
+use super::{GivenUp, Stagings, log::StagingLog, steps};
 use crate::{
     auth::{BuildClaims, Grant},
     base::{self, BasePair, Progress},
     lifecycle::phase::{Detected, Exported, Failure, PackageRequest},
-    model::{Basis, ImageName, Phase, StageId, Staging, StagingState, Timestamp},
+    model::{Basis, ImageName, Phase, Staging, StagingState, Timestamp},
     oci::registry::Action,
     runtime::{Ended, Job, LogLine, Step, StepOutcome},
     store::Key,
@@ -31,13 +31,13 @@ pub(super) struct Run {
     pub staging: Staging,
     pub log: Arc<StagingLog>,
     pub cancel: CancellationToken,
-    pub superseded_by: Arc<Mutex<Option<StageId>>>,
+    pub given_up: GivenUp,
 }
 
 /// Why a staging does not go on.
 enum Stop {
     Failed(String),
-    /// Superseded, or the daemon stops.
+    /// Given up, or the daemon stops.
     Cancelled,
 }
 
@@ -58,9 +58,9 @@ impl Run {
             Ok(()) => StagingState::Done,
             Err(Stop::Failed(cause)) => StagingState::Failed { cause },
             Err(Stop::Cancelled) => {
-                let by = self.superseded_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                match by {
-                    Some(by) => StagingState::Failed { cause: format!("superseded by a newer push (staging {by})") },
+                let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                match given_up {
+                    Some(cause) => StagingState::Failed { cause },
                     // The daemon stops: the next one starts this staging over.
                     None => return self.log.end().await,
                 }
