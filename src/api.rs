@@ -20,6 +20,7 @@ mod logs;
 mod models;
 mod namespaces;
 mod push;
+mod shape;
 mod staging;
 mod system;
 
@@ -28,7 +29,6 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    http::{HeaderName, HeaderValue},
     middleware,
     routing::{get, post, put},
 };
@@ -97,7 +97,7 @@ pub fn router(state: ApiState, more: Router) -> Router {
         .merge(protected)
         .nest("/wapi/v1", websockets)
         .fallback(system::not_found)
-        .layer(middleware::map_response(mark))
+        .layer(middleware::from_fn(shape::shape))
 }
 
 fn v1() -> Router<ApiState> {
@@ -132,11 +132,4 @@ fn v1() -> Router<ApiState> {
             get(applications::show).patch(applications::update).delete(applications::delete),
         )
         .nest("/namespaces/{namespace}/applications/{app}", app)
-}
-
-/// Epinio's clients look at this header.
-async fn mark<B>(mut response: axum::http::Response<B>) -> axum::http::Response<B> {
-    let name = HeaderName::from_static("epinio-version");
-    response.headers_mut().insert(name, HeaderValue::from_static(EPINIO_VERSION));
-    response
 }

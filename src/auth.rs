@@ -10,6 +10,7 @@ mod user;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -25,12 +26,17 @@ use crate::{
     model::UserName,
     oci::registry::{Action, Authenticator, Verdict},
     store::{self, Objects},
+    telemetry::chain,
 };
 
 /// The name of the first user.
 pub const ADMIN: &str = "admin";
 /// How many passwords may be checked at once: each check takes 19 MiB.
 const CHECKS_AT_ONCE: usize = 2;
+/// How long somebody waits for a check of a password to begin.
+const QUEUED: Duration = Duration::from_secs(2);
+/// How long somebody waits whose password was wrong.
+const WRONG: Duration = Duration::from_secs(1);
 /// How many checked passwords are remembered.
 const REMEMBERED: usize = 1024;
 /// The user name that goes with a token where only a name and a password can be given.
@@ -77,7 +83,8 @@ impl Auth {
         if let Some(principal) = self.remembered(name, proof.as_ref()) {
             return Ok(Some(principal));
         }
-        let turn = Arc::clone(&self.checks).acquire_owned().await.ok();
+        let turn = tokio::time::timeout(QUEUED, Arc::clone(&self.checks).acquire_owned()).await;
+        let turn = turn.map_err(|_| Error::Busy)?.ok();
         // Whoever waited may find that somebody else has paid meanwhile.
         if let Some(principal) = self.remembered(name, proof.as_ref()) {
             return Ok(Some(principal));
@@ -89,7 +96,11 @@ impl Auth {
         // Somebody who does not exist takes as long as a wrong password.
         let hash = found.as_ref().map_or(user::NOBODY, |user| user.hash.as_str()).to_owned();
         let matches = user::verify(hash, password.to_owned(), turn).await?;
-        let Some(user) = found.filter(|_| matches) else { return Ok(None) };
+        let Some(user) = found.filter(|_| matches) else {
+            // The turn is over: who guesses waits, and nobody else does.
+            tokio::time::sleep(WRONG).await;
+            return Ok(None);
+        };
         let principal = Principal { name: user.name, role: user.role };
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= REMEMBERED {
@@ -145,7 +156,7 @@ impl Authenticator for Auth {
             }),
         };
         result.unwrap_or_else(|error| {
-            tracing::error!(%error, "a credential could not be checked");
+            tracing::error!(error = %chain(&error), "a credential could not be checked");
             Verdict::Denied
         })
     }
@@ -177,6 +188,8 @@ fn random<const N: usize>() -> [u8; N] {
 /// What can go wrong with users and tokens.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("too many passwords are being checked; try again in a few seconds")]
+    Busy,
     #[error("the password cannot be hashed: {0}")]
     Hash(String),
     #[error("a check of a password was interrupted")]
@@ -184,3 +197,6 @@ pub enum Error {
     #[error("the store failed")]
     Store(#[from] store::Error),
 }
+
+#[cfg(test)]
+mod tests;

@@ -286,6 +286,15 @@ mod tests {
     }
 
     #[test]
+    fn paths_of_the_file_begin_at_its_folder_and_domains_have_no_case() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("epiniod.toml");
+        std::fs::write(&path, "data_dir = 'data'\nsystem_domain = 'Example.COM'\n").unwrap();
+        let config = Config::new(Flags { config: Some(path), ..Flags::default() }).unwrap();
+        assert_eq!((config.data_dir, config.system_domain.as_str()), (dir.path().join("data"), "example.com"));
+    }
+
+    #[test]
     fn flags_win_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("epiniod.toml");

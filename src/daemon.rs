@@ -62,7 +62,7 @@ fn address_of(listener: &TcpListener) -> Result<SocketAddr, Error> {
 
 async fn serve_registry(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
     if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
-        tracing::error!(%error, "the registry stopped");
+        tracing::error!(error = %crate::telemetry::chain(&error), "the registry stopped");
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) async fn delete(
     Path(path): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
     let (namespace, name) = names(&path)?;
-    state.apps.delete(&namespace, &name).await?;
+    forget(&state, &namespace, &name).await?;
     Ok(Json(json!({ "unboundconfigurations": [] })))
 }
 
@@ -77,9 +77,16 @@ pub(super) async fn delete_many(
 ) -> Result<Json<Value>, ApiError> {
     for name in listed(query.as_deref(), "applications") {
         let (namespace, name) = names(&(namespace.clone(), name))?;
-        state.apps.delete(&namespace, &name).await?;
+        forget(&state, &namespace, &name).await?;
     }
     Ok(Json(json!({ "unboundconfigurations": [] })))
+}
+
+/// Deletes an application, and ends what is being built for it.
+pub(super) async fn forget(state: &ApiState, namespace: &Namespace, name: &AppName) -> Result<(), ApiError> {
+    state.apps.delete(namespace, name).await?;
+    state.stagings.give_up(namespace, name);
+    Ok(())
 }
 
 pub(super) async fn restart(

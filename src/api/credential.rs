@@ -22,6 +22,9 @@ pub(super) async fn require(
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
+    if is_of_another_site(&request) {
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "requests from the pages of other sites are refused"));
+    }
     let unauthorized = |title: &str| ApiError::new(StatusCode::UNAUTHORIZED, title);
     let header = request.headers().get(header::AUTHORIZATION).ok_or_else(|| unauthorized("missing credentials"))?;
     let header = header.to_str().unwrap_or_default();
@@ -32,6 +35,16 @@ pub(super) async fn require(
     let principal = principal.ok_or_else(|| unauthorized("wrong user or password"))?;
     request.extensions_mut().insert(Caller(principal.name));
     Ok(next.run(request).await)
+}
+
+/// Browsers send the credential of a user also where another page asks; applications here are such pages.
+fn is_of_another_site(request: &Request) -> bool {
+    let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    if text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+        return true;
+    }
+    let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text("host"));
+    text("origin").is_some_and(|origin| origin.split_once("://").map(|(_, origin)| origin) != host)
 }
 
 /// The token of a websocket, as a parameter: browsers cannot send a header with them.
@@ -54,5 +67,31 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let caller = parts.extensions.get::<Self>().cloned();
         caller.ok_or_else(|| ApiError::new(StatusCode::UNAUTHORIZED, "missing credentials"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn pages_of_other_sites_are_told_apart() {
+        for (headers, foreign) in [
+            (&[][..], false),
+            (&[("sec-fetch-site", "same-origin"), ("origin", "http://epinio.localhost:8080")], false),
+            (&[("sec-fetch-site", "none")], false),
+            (&[("sec-fetch-site", "cross-site")], true),
+            (&[("sec-fetch-site", "same-site")], true),
+            (&[("origin", "http://shop.localhost:8080")], true),
+            (&[("origin", "null")], true),
+        ] {
+            let mut request = Request::builder().header("host", "epinio.localhost:8080");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            assert_eq!(is_of_another_site(&request.body(Body::empty()).unwrap()), foreign, "{headers:?}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{apps, auth, model, source, staging};
+use crate::{apps, auth, model, source, staging, store, telemetry::chain};
 
 /// What a caller is told.
 #[derive(Debug)]
@@ -38,17 +38,24 @@ impl ApiError {
     /// Our own failure: the cause goes to the log, the caller gets the id to find it by.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         let id = request_id();
-        let mut causes = Vec::new();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            causes.push(error.to_string());
-            cause = error.source();
-        }
-        tracing::error!(request.id = %id, error = %error, causes = ?causes, "a request failed");
+        tracing::error!(request.id = %id, error = %chain(error), "a request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("{error}; the daemon's log has the cause under request {id}"),
         )
+    }
+
+    /// The panic itself is in the log already, just above.
+    pub fn panicked() -> Self {
+        let id = request_id();
+        tracing::error!(request.id = %id, "a request panicked");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("something bad happened [request ID: {id}]"))
+    }
+
+    /// What was asked for is more than one object holds.
+    fn too_large(error: &store::Error) -> Option<Self> {
+        let is_too_large = matches!(error, store::Error::TooLarge { .. });
+        is_too_large.then(|| Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("{error}; make the environment smaller")))
     }
 }
 
@@ -88,7 +95,8 @@ impl From<apps::Error> for ApiError {
                 return Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
                     .with_details(last_words.join("\n"));
             }
-            Error::Interrupted(_) | Error::Runtime(_) | Error::Store(_) => return Self::internal(&error),
+            Error::Store(inner) => return Self::too_large(inner).unwrap_or_else(|| Self::internal(&error)),
+            Error::Interrupted(_) | Error::Runtime(_) => return Self::internal(&error),
         };
         Self::new(status, error.to_string())
     }
@@ -99,7 +107,8 @@ impl From<staging::Error> for ApiError {
         match &error {
             staging::Error::NoSuchStaging(_) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
             staging::Error::NoSuchSource(_) => Self::bad_request(error.to_string()),
-            staging::Error::Runtime(_) | staging::Error::Store(_) | staging::Error::Blob(_) => Self::internal(&error),
+            staging::Error::Store(inner) => Self::too_large(inner).unwrap_or_else(|| Self::internal(&error)),
+            staging::Error::Runtime(_) | staging::Error::Blob(_) => Self::internal(&error),
         }
     }
 }
@@ -114,7 +123,9 @@ impl From<source::Error> for ApiError {
             Error::ArchiveTooLarge(_) | Error::TooLarge(_) | Error::TooManyEntries(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Error::UnknownFormat => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Error::TooManyUploads => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::BAD_REQUEST,
+            Error::ClientGone(_) => StatusCode::BAD_REQUEST,
+            // The request is well-formed, and what it brings is not: clients tell this from a wrong request.
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.to_string())
     }
@@ -122,7 +133,10 @@ impl From<source::Error> for ApiError {
 
 impl From<auth::Error> for ApiError {
     fn from(error: auth::Error) -> Self {
-        Self::internal(&error)
+        match error {
+            auth::Error::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+            error => Self::internal(&error),
+        }
     }
 }
 

@@ -12,6 +12,9 @@ use crate::{
     runtime::{Instance, InstanceState},
 };
 
+/// Epinio's one application chart.
+const STANDARD: &str = "standard";
+
 #[derive(Debug, Deserialize)]
 pub(super) struct AppCreateRequest {
     pub name: String,
@@ -28,6 +31,8 @@ pub(super) struct AppUpdateRequest {
     pub replace_env: Option<bool>,
     pub routes: Option<Vec<String>>,
     pub appchart: Option<String>,
+    pub configurations: Option<Vec<String>>,
+    pub settings: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,13 +80,25 @@ impl AppUpdateRequest {
     pub fn change(self) -> Result<AppChange, ApiError> {
         let negative = || ApiError::bad_request("instances param should be integer equal or greater than zero");
         let instances = self.instances.map(u32::try_from).transpose().map_err(|_| negative())?;
+        // What we do not have is not silently left out.
+        if let Some(name) = self.configurations.iter().flatten().next() {
+            return Err(ApiError::not_found(format!("configuration '{}'", name.escape_debug())));
+        }
+        let appchart = self.appchart.filter(|chart| !chart.is_empty());
+        if let Some(chart) = appchart.as_deref().filter(|chart| *chart != STANDARD) {
+            return Err(ApiError::not_found(format!("application chart '{}'", chart.escape_debug())));
+        }
+        if let Some(name) = self.settings.iter().flat_map(BTreeMap::keys).next() {
+            let title = format!("the application chart '{STANDARD}' has no setting '{}'", name.escape_debug());
+            return Err(ApiError::bad_request(title));
+        }
         Ok(AppChange {
             instances,
             environment: self.environment.map(environment).transpose()?,
             replace_environment: self.replace_env.unwrap_or(false),
             unset_environment: Vec::new(),
             routes: self.routes.map(|routes| routes.iter().map(|route| parse_route(route)).collect()).transpose()?,
-            appchart: self.appchart.filter(|chart| !chart.is_empty()),
+            appchart,
             restart: if self.restart.unwrap_or(true) { Restart::Now } else { Restart::Later },
         })
     }
@@ -144,7 +161,7 @@ pub(super) async fn app(state: &ApiState, app: &App) -> Result<Value, ApiError> 
             "configurations": [],
             "environment": app.environment,
             "routes": routes,
-            "appchart": app.appchart.as_deref().unwrap_or("standard"),
+            "appchart": app.appchart.as_deref().unwrap_or(STANDARD),
         },
         "origin": origin_json(&app.origin),
         "staging": {},

@@ -36,7 +36,7 @@ pub(super) async fn show(State(state): State<ApiState>, Path(name): Path<String>
 }
 
 pub(super) async fn delete(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    state.apps.delete_namespace(&parse(&name)?).await?;
+    forget(&state, &parse(&name)?).await?;
     Ok(ok())
 }
 
@@ -45,9 +45,17 @@ pub(super) async fn delete_many(
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
     for name in listed(query.as_deref(), "namespaces") {
-        state.apps.delete_namespace(&parse(&name)?).await?;
+        forget(&state, &parse(&name)?).await?;
     }
     Ok(ok())
+}
+
+/// Deletes a namespace with its applications, and ends what is being built for them.
+async fn forget(state: &ApiState, namespace: &Namespace) -> Result<(), ApiError> {
+    let apps = state.apps.list(Some(namespace)).await?;
+    state.apps.delete_namespace(namespace).await?;
+    apps.iter().for_each(|app| state.stagings.give_up(namespace, &app.name));
+    Ok(())
 }
 
 pub(super) async fn matches(

@@ -1,6 +1,10 @@
 //! What is about the daemon itself.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, Uri},
+};
 use serde_json::{Value, json};
 
 use super::{ApiError, ApiState, credential::Caller};
@@ -29,6 +33,7 @@ pub(super) async fn token(State(state): State<ApiState>, caller: Caller) -> Json
     Json(json!({ "token": state.auth.websocket_token(&caller.0) }))
 }
 
-pub(super) async fn not_found() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path; the API is below /api/v1")
+pub(super) async fn not_found(uri: Uri) -> ApiError {
+    let title = format!("route '{}' does not exist", uri.path().escape_debug());
+    ApiError::new(StatusCode::NOT_FOUND, title).with_details("the API is below /api/v1")
 }

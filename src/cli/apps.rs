@@ -267,7 +267,7 @@ async fn print_log(there: &There, name: &AppName, follow: bool, staging: bool, t
     if id.is_empty() {
         return Err(Error::Usage(format!("application {name} was never staged")));
     }
-    logs::show(&there.client, &there.namespace, Log::Staging(&id), follow, None).await
+    logs::show(&there.client, &there.namespace, Log::Staging(&id), follow, tail).await
 }
 
 async fn restage(there: &There, ui: &Ui, name: &AppName) -> Result<(), Error> {
@@ -296,7 +296,9 @@ async fn restage(there: &There, ui: &Ui, name: &AppName) -> Result<(), Error> {
 /// What fails behind a change that makes a new version is that version.
 fn as_deploy(error: Error) -> Error {
     match error {
-        Error::Api { status: 500, title, details } => Error::Deploy { cause: title, details },
+        Error::Api { status: 500, title, details } if title.contains("did not come up") => {
+            Error::Deploy { cause: title, details }
+        }
         error => error,
     }
 }

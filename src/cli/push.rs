@@ -28,6 +28,9 @@ use crate::{
 const QUEUE: usize = 8;
 const STEP: usize = 128 << 10;
 
+/// How long one question may take to be answered while a daemon starts.
+const READY: Duration = Duration::from_secs(2);
+
 /// For `--help`.
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -132,7 +135,7 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
 /// A source that is refused is a push that failed.
 fn as_push(error: Error) -> Error {
     match error {
-        Error::Api { status: 400 | 413 | 415, title, .. } => Error::Staging(title),
+        Error::Api { status: 413 | 415 | 422, title, .. } => Error::Staging(title),
         error => error,
     }
 }
@@ -289,7 +292,7 @@ fn encode(text: &str) -> String {
 pub async fn wait_until_ready(client: &Client, within: Duration, alive: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + within;
     while Instant::now() < deadline && alive() {
-        if client.send(client.request(reqwest::Method::GET, "/ready")).await.is_ok() {
+        if client.send(client.request(reqwest::Method::GET, "/ready").timeout(READY)).await.is_ok() {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;

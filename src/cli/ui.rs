@@ -1,10 +1,10 @@
 //! What people see: progress, colours, tables.
 
-use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::io::{ErrorKind, IsTerminal as _, Write as _, stderr, stdout};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::error::Error;
+use super::error::{self, Error};
 use crate::telemetry::chain;
 
 /// Talks on stderr.
@@ -90,8 +90,12 @@ fn write(text: &str) {
 
 /// Data, on stdout. A reader that has gone away ends the process as it ends other tools.
 pub fn print(text: &str) {
-    if writeln!(stdout(), "{text}").is_err() {
-        std::process::exit(0);
+    if let Err(error) = writeln!(stdout(), "{text}") {
+        if error.kind() == ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        write(&format!("error: cannot write to stdout: {error}\nhint: is the disk full?"));
+        std::process::exit(i32::from(error::FAILED));
     }
 }
 

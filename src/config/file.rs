@@ -51,7 +51,12 @@ impl ConfigFile {
     /// What is wrong with its keys and values is added to `problems`; only a file that is no TOML is an error.
     pub fn read(path: &Path, problems: &mut Vec<String>) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, problems).map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })
+        let file = Self::parse(&text, problems)
+            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        // Whoever reads the file, wherever it is started.
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let from_here = |path: Option<PathBuf>| path.map(|path| folder.join(path));
+        Ok(Self { data_dir: from_here(file.data_dir), build_ca_file: from_here(file.build_ca_file), ..file })
     }
 
     fn parse(text: &str, problems: &mut Vec<String>) -> Result<Self, toml::de::Error> {

@@ -19,6 +19,11 @@ impl Timestamp {
         Self(jiff::Timestamp::from_second(second).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
     }
 
+    /// RFC 3339.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(Self::from_second(text.parse::<jiff::Timestamp>().ok()?.as_second()))
+    }
+
     pub fn as_second(self) -> i64 {
         self.0.as_second()
     }
