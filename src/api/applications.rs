@@ -84,9 +84,10 @@ pub(super) async fn delete_many(
 
 /// Deletes an application, and ends what is being built for it.
 pub(super) async fn forget(state: &ApiState, namespace: &Namespace, name: &AppName) -> Result<(), ApiError> {
-    state.apps.delete(namespace, name).await?;
+    state.apps.get(namespace, name).await?;
+    // First, as instances may take their time to stop.
     state.stagings.give_up(namespace, name);
-    Ok(())
+    Ok(state.apps.delete(namespace, name).await?)
 }
 
 pub(super) async fn restart(

@@ -53,9 +53,8 @@ pub(super) async fn delete_many(
 /// Deletes a namespace with its applications, and ends what is being built for them.
 async fn forget(state: &ApiState, namespace: &Namespace) -> Result<(), ApiError> {
     let apps = state.apps.list(Some(namespace)).await?;
-    state.apps.delete_namespace(namespace).await?;
     apps.iter().for_each(|app| state.stagings.give_up(namespace, &app.name));
-    Ok(())
+    Ok(state.apps.delete_namespace(namespace).await?)
 }
 
 pub(super) async fn matches(

@@ -1,6 +1,13 @@
 //! The main job, as a user does it: folders of source become running URLs.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::symlink,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use crate::support::{Daemon, copy, get, request, sample, wait_until, write};
 
@@ -158,4 +165,97 @@ fn a_folder_with_a_link_that_leaves_it_is_refused_before_anything_is_sent() {
     let talk = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(6), "{talk}");
     assert!(talk.contains("'secret'") && talk.contains("absolute path"), "{talk}");
+}
+
+#[test]
+fn a_push_changes_an_application_when_its_new_version_serves_and_not_before() {
+    let daemon = Daemon::start();
+    let source = daemon.dir().join("src");
+    copy(&sample("procfile"), &source);
+    let text = fs::read_to_string(source.join("answer.sh")).unwrap();
+    write(&source, "answer.sh", &text.replace("Hello from the Procfile sample", "greeting ${GREETING:-none}"));
+    let url = daemon.push("steady", &source);
+    let other = format!("http://other.localhost:{}", daemon.port);
+    let empty = daemon.dir().join("empty");
+    write(&empty, "README", "nothing to build");
+    let push = |path: &PathBuf, more: &[&str]| {
+        let mut command = daemon.command(["push", "--name", "steady", "--path", path.to_str().unwrap()]);
+        let output = command.args(more).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let shown = || {
+        let app: serde_json::Value =
+            serde_json::from_str(&daemon.run(["apps", "show", "steady", "--output", "json"])).unwrap();
+        (app["configuration"].clone(), app["deployment"]["status"].clone())
+    };
+    let before = shown();
+    let wishes = ["--instances", "2", "--env", "GREETING=moin", "--route", "other.localhost"];
+    let (code, talk) = push(&empty, &wishes);
+    assert_eq!(code, Some(6), "{talk}");
+    write(&empty, "Procfile", "web: exit 3\n");
+    let (code, talk) = push(&empty, &wishes);
+    assert_eq!(code, Some(7), "{talk}");
+    assert_eq!(shown(), before, "a push that failed has changed the application");
+    assert!(page(&url).contains("greeting none"));
+    assert_eq!(get(&other).unwrap().status, 404);
+    // A wish that cannot be is refused before anything is sent, and is not the fault of the source.
+    for (wish, said) in [(["--instances", "1000"], "too many"), (["--route", "epinio.localhost"], "a host of the API")]
+    {
+        let (code, talk) = push(&source, &wish);
+        assert!(code == Some(1) && talk.contains(said), "{code:?} {talk}");
+    }
+    let (code, talk) = push(&source, &wishes);
+    assert_eq!(code, Some(0), "{talk}");
+    assert!(page(&other).contains("greeting moin"));
+    assert_eq!(get(&url).unwrap().status, 404, "the route is another one now");
+    assert_eq!(shown().1, "2/2");
+}
+
+#[test]
+fn an_environment_a_restage_and_a_log_are_what_they_say() {
+    let daemon = Daemon::start();
+    let source = daemon.dir().join("src");
+    copy(&sample("procfile"), &source);
+    let text = fs::read_to_string(source.join("serve.sh")).unwrap();
+    write(&source, "serve.sh", &text.replace("exec socat", "echo \"begins with ${GREETING:-none}\"\nexec socat"));
+    let url = daemon.push("talker", &source);
+    let mut follower =
+        daemon.command(["apps", "logs", "--follow", "talker"]).stdout(Stdio::piped()).spawn().expect("a follower");
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("begins with none")));
+    daemon.run(["apps", "env", "set", "talker", "GREETING", "moin"]);
+    assert!(lines.any(|line| line.contains("begins with moin")));
+    assert_eq!(daemon.run(["apps", "env", "show", "talker", "GREETING"]), "moin\n");
+    let stage = || {
+        let shown = daemon.run(["apps", "show", "talker", "--output", "json"]);
+        let app: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        (app["stage_id"].clone(), app["deployment"]["stage_id"].clone())
+    };
+    let before = stage();
+    daemon.run(["apps", "restage", "talker"]);
+    let after = stage();
+    assert!(after.0 != before.0 && after.1 == after.0, "{before:?} {after:?}");
+    assert!(daemon.run(["apps", "logs", "talker", "--staging"]).contains("===> EXPORTING"));
+    assert_eq!(daemon.run(["apps", "logs", "talker", "--staging", "--tail", "2"]).lines().count(), 2);
+    daemon.run(["apps", "env", "unset", "talker", "GREETING"]);
+    assert_eq!(daemon.run(["apps", "env", "list", "talker"]), "");
+    page(&url);
+    daemon.run(["apps", "delete", "talker"]);
+    // The log ends with its application.
+    drop(lines);
+    assert!(follower.wait().unwrap().success());
+}
+
+#[test]
+fn a_namespace_is_deleted_with_its_applications() {
+    let daemon = Daemon::start();
+    daemon.run(["namespaces", "create", "other"]);
+    let source = sample("procfile");
+    daemon.run(["push", "--namespace", "other", "--name", "shop", "--path", source.to_str().unwrap()]);
+    page(&daemon.url("shop"));
+    daemon.run(["namespaces", "delete", "other"]);
+    assert_eq!(get(&daemon.url("shop")).unwrap().status, 404);
+    assert_eq!(daemon.run(["apps", "list", "--all", "--output", "json"]).trim(), "[]");
+    let gone = daemon.output(["apps", "list", "--namespace", "other"]);
+    assert_eq!(gone.status.code(), Some(5));
 }

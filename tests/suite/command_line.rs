@@ -351,3 +351,32 @@ fn stop_all_reaches_the_daemon_of_its_data_directory_whatever_variables_say() {
     assert!(ended.stderr.contains("stopped the daemon and all applications"), "{ended:?}");
     assert_eq!((own.requests().len(), other.requests().len()), (1, 0));
 }
+
+#[test]
+fn the_credential_of_a_data_directory_goes_nowhere_else() {
+    let other = FakeApi::start(|_| Answer::Json(200, "[]"));
+    let user = User::of(&other);
+    user.write("settings.yaml", &format!("api: {}\nuser: admin\npass: c2VjcmV0\n", other.url));
+    // A directory without a credential is no reason to ask somebody else.
+    user.run(&["apps", "list", "--data-dir", "data"]).has_failed(4, &["nobody is logged in", "data"]);
+    user.write("data/client.yaml", "api: http://127.0.0.1:1\nuser: admin\npass: bG9jYWw=\n");
+    user.run(&["apps", "list", "--data-dir", "data"]).has_failed(3, &["http://127.0.0.1:1"]);
+    assert_eq!(other.requests().len(), 0, "{:?}", other.requests());
+}
+
+#[test]
+fn stop_says_what_becomes_of_applications() {
+    let mut daemon = Command::new("sleep").arg("600").spawn().expect("sleep");
+    let pid = daemon.id();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let start_ticks: u64 = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap();
+    let user = User::new();
+    let run_file = json!({ "pid": pid, "start_ticks": start_ticks, "api": "127.0.0.1:1", "registry": "127.0.0.1:2", "mode": "up" });
+    user.write("data/daemon.json", &run_file.to_string());
+    let ended = user.run(&["stop", "--data-dir", "data"]);
+    let _ = daemon.kill();
+    daemon.wait().expect("it can be reaped");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    // 'up' takes its applications with it.
+    assert!(ended.stderr.contains("stopped the daemon and all applications"), "{ended:?}");
+}

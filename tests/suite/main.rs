@@ -1,6 +1,7 @@
 //! What epiniod does, seen from outside: one module per behaviour.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod api;
 mod applications;
 mod architecture;
 mod base_images;
@@ -10,6 +11,7 @@ mod built_images;
 mod cli_reference;
 mod command_line;
 mod crashes;
+mod daemon_life;
 mod footprint;
 mod launcher;
 mod lifecycle;

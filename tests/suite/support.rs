@@ -12,7 +12,7 @@ use std::{
 mod daemon;
 mod http;
 
-pub use daemon::{Daemon, Packages, RunBy, Surroundings, write};
+pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
 pub use http::{get, request};
 
 /// Waits for something that has to become true.

@@ -6,10 +6,15 @@ use std::{
     net::TcpListener,
     os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
 /// What a failed wait says it waited for.
@@ -75,6 +80,17 @@ impl Daemon {
 
     /// The same, in other surroundings than those of the tests.
     pub fn start_in(surroundings: Surroundings, packages: Packages, run_by: RunBy) -> Self {
+        let mut daemon = Self::idle_in(surroundings, packages, run_by);
+        daemon.resume();
+        daemon
+    }
+
+    /// A place for a daemon that the test starts itself.
+    pub fn idle() -> Self {
+        Self::idle_in(Surroundings::default(), Packages::Shared, RunBy::Caller)
+    }
+
+    fn idle_in(surroundings: Surroundings, packages: Packages, run_by: RunBy) -> Self {
         let dir = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in(scratch()).expect("a temporary folder");
         let run_by = if nix::unistd::Uid::effective().is_root() { run_by } else { RunBy::Caller };
         let mut daemon = Self {
@@ -92,7 +108,6 @@ impl Daemon {
             daemon.share_package_cache();
         }
         daemon.reaper = Some(daemon.start_reaper());
-        daemon.resume();
         daemon
     }
 
@@ -124,6 +139,21 @@ impl Daemon {
         shell
     }
 
+    /// Waits for the end of a daemon that was told to stop.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("a running daemon");
+        let mut status = None;
+        super::wait_until("the daemon has ended", START_DEADLINE, || {
+            status = child.try_wait().expect("its status");
+            status.is_some()
+        });
+        status.expect("it was waited for")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send(self.child.as_ref().expect("a running daemon"), signal);
+    }
+
     /// SIGKILL: what a crash is.
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("a running daemon");
@@ -138,8 +168,7 @@ impl Daemon {
     /// Stops the daemon and all applications, as a user does.
     pub fn stop(&mut self) {
         self.run(["stop", "--all"]);
-        let mut child = self.child.take().expect("a running daemon");
-        super::wait_until("the daemon has ended", START_DEADLINE, || matches!(child.try_wait(), Ok(Some(_))));
+        self.ended();
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -274,9 +303,22 @@ fn scratch() -> PathBuf {
     std::env::var_os("EPINIOD_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
+/// Below those that the kernel gives to connections, and each only once: a daemon that is started again finds it free.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let offset = (std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let port = 10_000 + u16::try_from(offset).expect("a small number");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Sends a signal to a child of this process.
+pub fn send(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    kill(pid, signal).expect("a child can be sent signals");
 }
 
 /// Writes a file of a test application.
