@@ -51,6 +51,8 @@
 //!    image, one pass for each layer, with a token for exactly this repository.
 //! 5. [`apps`] makes a numbered release and has it started beside the one that serves. When every instance
 //!    accepts connections, the route table is replaced, the old instances finish what they have, and stop.
+//!    Whatever else a push wants of an application (instances, routes, environment) travels with the staging and
+//!    the release, and becomes true then: a push that fails leaves everything as it was.
 //!
 //! When source, environment, builder and all base packages are what they were, the image of the
 //! last staging is used again, and the log says so.

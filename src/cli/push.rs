@@ -144,6 +144,7 @@ fn as_push(error: Error) -> Error {
 async fn follow(ui: &Ui, response: reqwest::Response) -> Result<String, Error> {
     let mut stream = response.bytes_stream();
     let mut rest: Vec<u8> = Vec::new();
+    // What may be the last line; all others are shown as they come.
     let mut last: Option<String> = None;
     let mut show = Shown { ui, bar: None, deploys: false };
     let mut broken = None;
@@ -158,25 +159,29 @@ async fn follow(ui: &Ui, response: reqwest::Response) -> Result<String, Error> {
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line = String::from_utf8_lossy(&rest[..end]).into_owned();
             rest.drain(..=end);
-            if let Some(line) = last.replace(line) {
+            if let Some(line) = last.take() {
                 show.line(&line);
             }
+            if is_result(&line) { last = Some(line) } else { show.line(&line) }
         }
     }
     show.end();
-    match (broken, last) {
-        (None, Some(url)) => Ok(url),
-        (Some(error), Some(line)) => match line.strip_prefix("error: ") {
-            Some(cause) if show.deploys => Err(Error::Deploy { cause: cause.to_owned(), details: String::new() }),
-            Some(cause) => Err(Error::Staging(cause.to_owned())),
-            None => {
-                ui.log(&line);
-                Err(Error::Broken(error))
-            }
-        },
-        (Some(error), None) => Err(Error::Broken(error)),
-        (None, None) => Err(Error::Staging("the daemon did not say how it ended".to_owned())),
+    let cause = last.as_deref().and_then(|line| line.strip_prefix(CAUSE));
+    match (broken, cause, &last) {
+        (None, None, Some(url)) => Ok(url.clone()),
+        (_, Some(cause), _) if show.deploys => Err(Error::Deploy { cause: cause.to_owned(), details: String::new() }),
+        (_, Some(cause), _) => Err(Error::Staging(cause.to_owned())),
+        (Some(error), None, _) => Err(Error::Broken(error)),
+        (None, None, None) => Err(Error::Staging("the daemon did not say how it ended".to_owned())),
     }
+}
+
+/// What is before the cause of a failure.
+const CAUSE: &str = "error: ";
+
+/// May it be the last line?
+fn is_result(line: &str) -> bool {
+    line.starts_with(CAUSE) || line.starts_with("http://") || line.starts_with("https://")
 }
 
 /// Lines of the log; downloads of packages as a bar where somebody watches.

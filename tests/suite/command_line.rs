@@ -4,14 +4,24 @@ use std::{
     fs,
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use nix::{
+    pty::openpty,
+    sys::{
+        signal::Signal,
+        termios::{LocalFlags, tcgetattr},
+    },
 };
 
 use serde_json::json;
 use tempfile::TempDir;
 
 use self::fake_api::{Answer, End, FakeApi};
+use crate::support::{send, wait_until};
 
 mod fake_api;
 
@@ -173,6 +183,23 @@ fn login_tries_the_credential_and_logout_forgets_it() {
 }
 
 #[test]
+fn a_terminal_shows_what_is_typed_again_after_ctrl_c_at_the_password() {
+    let terminal = openpty(None, None).expect("a terminal");
+    let shows = || tcgetattr(&terminal.slave).expect("its settings").local_flags.contains(LocalFlags::ECHO);
+    let user = User::new();
+    let mut login = user
+        .command(&["login", "http://127.0.0.1:1", "-u", "admin"])
+        .stdin(terminal.slave.try_clone().expect("a descriptor"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command runs");
+    wait_until("a password is asked for", Duration::from_secs(10), || !shows());
+    send(&login, Signal::SIGINT);
+    assert_eq!(login.wait().expect("it ends").code(), Some(130));
+    assert!(shows());
+}
+
+#[test]
 fn a_wrong_password_is_not_stored_and_stops_a_push_before_it_sends() {
     let denied = r#"{"errors":[{"status":401,"title":"wrong user or password"}]}"#;
     let api = FakeApi::start(move |_| Answer::Json(401, denied));
@@ -232,6 +259,8 @@ fn a_push_that_fails_says_where_by_its_exit_code() {
         (|| Answer::Text(&["===> BUILDING\ninstalling\n"], End::CutOff), 1, "ended early"),
         (|| Answer::Json(413, "error: the archive has more than 10 bytes\n"), 6, "more than 10 bytes"),
         (|| Answer::Early(415, "error: this is no archive\n"), 6, "this is no archive"),
+        (|| Answer::Json(422, "error: the archive has no files in it\n"), 6, "no files in it"),
+        (|| Answer::Json(400, "error: 1000 instances are too many\n"), 1, "too many"),
         (|| Answer::Json(500, "error: the store failed\n"), 1, "the daemon's log says more"),
     ] {
         let api = api_with_push(push);

@@ -101,6 +101,28 @@ fn applications_run_on_when_the_daemon_is_stopped_or_gets_sigterm() {
 }
 
 #[test]
+fn a_stop_during_a_deployment_leaves_nothing_running() {
+    let mut daemon = Daemon::start();
+    daemon.push("steady", &sample("procfile"));
+    let source = daemon.dir().join("src");
+    write(&source, "Procfile", "web: sleep 600\n");
+    let mut push = daemon
+        .command(["push", "--name", "late", "--path", source.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(push.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == "===> DEPLOYING"));
+    let workloads = daemon.data_dir().join("workloads");
+    let count = || fs::read_dir(&workloads).unwrap().count();
+    wait_until("the new version is started", Duration::from_secs(20), || count() == 2);
+    daemon.stop();
+    assert_eq!(count(), 0, "instances were left: {}", daemon.log_tail());
+    assert!(!push.wait().unwrap().success(), "nobody knows whether it would have come up");
+}
+
+#[test]
 fn a_daemon_that_was_killed_before_its_user_was_stored_takes_the_password_from_the_file() {
     let mut daemon = Daemon::idle();
     daemon.password.clear();
