@@ -21,6 +21,8 @@ const NOT_FOR_ME: i32 = 100;
 const NO_CODE: i32 = -1;
 /// The exit code of a phase that met a buildpack which it does not understand.
 const WRONG_BUILDPACK_API: i32 = 12;
+/// No buildpack may have these ids: their folders in `/layers` are the lifecycle's own.
+const RESERVED: [&str; 3] = ["app", "config", "sbom"];
 /// The APIs that are spoken: 0.7 to 0.12.
 const APIS: std::ops::RangeInclusive<u32> = 7..=12;
 
@@ -65,7 +67,7 @@ impl Buildpack {
     pub fn open(dirs: &Dirs, id: &str, version: &str) -> Result<Self> {
         let missing = || Error::new(1, format!("buildpack {id}@{version} is not in the builder"));
         let name = escape(id);
-        if !is_name(&name) || !is_name(version) {
+        if !is_name(&name) || !is_name(version) || RESERVED.contains(&id) {
             return Err(Error::new(1, format!("'{id}@{version}' in order.toml names no buildpack")));
         }
         let parent = dirs.cnb.join("buildpacks").join(name);

@@ -175,6 +175,9 @@ fn only_folders_of_the_builder_are_buildpacks() {
     std::fs::rename(&place, house.path("elsewhere")).unwrap();
     symlink(house.path("elsewhere"), &place).unwrap();
     assert!(house.detect().unwrap_err().cause.contains("is not a folder"));
-    house.file("cnb/order.toml", "[[order]]\n[[order.group]]\nid = \"A\"\nversion = \"../../../elsewhere/1\"\n");
-    assert!(house.detect().unwrap_err().cause.contains("names no buildpack"));
+    for (id, version) in [("A", "../../../elsewhere/1"), ("..", "elsewhere"), ("config", "1")] {
+        let order = format!("[[order]]\n[[order.group]]\nid = \"{id}\"\nversion = \"{version}\"\n");
+        house.file("cnb/order.toml", &order);
+        assert!(house.detect().unwrap_err().cause.contains("names no buildpack"), "{id}@{version}");
+    }
 }
