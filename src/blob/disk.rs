@@ -246,7 +246,11 @@ fn publish(file: &File, temporary: &Path, root: &Path, digest: &Digest, age: &Mu
         fs::create_dir_all(&folder)?;
         File::open(&all)?.sync_all()?;
     }
-    fs::rename(temporary, &target)?;
+    {
+        // Not while somebody looks whether what is there is old.
+        let _age = age.lock().unwrap_or_else(PoisonError::into_inner);
+        fs::rename(temporary, &target)?;
+    }
     File::open(&folder)?.sync_all()
 }
 
