@@ -177,7 +177,7 @@ fn what_is_cut_off_or_damaged_is_refused_in_every_format() {
         let at = if name == "tar" { 10 } else { archive.len() / 2 };
         damaged[at] ^= 0xff;
         for (what, archive) in [("cut off", &archive[..archive.len() * 2 / 3]), ("damaged", &damaged[..])] {
-            place.is_refused(&format!("{name} {what}"), archive, "damaged or cut off", 400);
+            place.is_refused(&format!("{name} {what}"), archive, "damaged or cut off", 422);
         }
     }
 }
@@ -199,9 +199,9 @@ fn a_bomb_takes_little_memory_and_is_refused_in_every_format() {
     let mut many = zip(&[("a", b"x")]);
     let end = many.len() - 22;
     many[end + 8..end + 12].copy_from_slice(&[0xfe, 0xff, 0xfe, 0xff]);
-    place.is_refused("xz dictionary", &wide_xz, "in little memory: its xz dictionary has 4294967295 bytes", 400);
-    place.is_refused("zstd window", &zstd(&good(), 27), "in little memory: its zstd window", 400);
-    place.is_refused("header", &gzip(&long_name), "headers of an entry are larger than 1 MiB", 400);
+    place.is_refused("xz dictionary", &wide_xz, "in little memory: its xz dictionary has 4294967295 bytes", 422);
+    place.is_refused("zstd window", &zstd(&good(), 27), "in little memory: its zstd window", 422);
+    place.is_refused("header", &gzip(&long_name), "headers of an entry are larger than 1 MiB", 422);
     place.is_refused("zip directory", &many, "more than 100 entries", 413);
 }
 
@@ -218,30 +218,30 @@ fn what_is_not_a_plain_tree_is_refused_and_nothing_is_left() {
     let mut unmarked = tar(&[("a", Regular, "x")]);
     unmarked.truncate(1024);
     let cases: Vec<(&str, Vec<u8>, &str, u16)> = vec![
-        ("absolute name", tar(&[("/etc/passwd", Regular, "x")]), "'/etc/passwd'", 400),
-        ("parent name", tar(&[("a/../../b", Regular, "x")]), "outside of the application's folder", 400),
-        ("absolute link", tar(&[("l", Symlink, "/etc/passwd")]), "absolute path '/etc/passwd'", 400),
-        ("link that leaves", tar(&[("a/l", Symlink, "../../x")]), "outside of the application's folder", 400),
-        ("link that winds out", tar(&[("a/l", Symlink, "b/../../../x")]), "'..' after a name", 400),
-        ("hard link that leaves", tar(&[("l", Link, "../x")]), "link to something outside", 400),
-        ("hard link to nothing", tar(&[("l", Link, "x")]), "no file that came before it", 400),
-        ("hard link to a link", tar(&[("a/l", Symlink, "../x"), ("l", Link, "a/l")]), "no file that came before", 400),
-        ("file below a file", tar(&[("a", Regular, "x"), ("a/b", Regular, "x")]), "below a file or a link", 400),
-        ("file below a link", tar(&[("d/a", Symlink, "b"), ("d/a/b", Regular, "x")]), "below a file or a link", 400),
-        ("file for a folder", tar(&[("a/b", Regular, "x"), ("a", Regular, "x")]), "a folder has the same name", 400),
-        ("character device", tar(&[("d", Char, "")]), "a device, a FIFO or a socket", 400),
-        ("block device", tar(&[("d", Block, "")]), "a device, a FIFO or a socket", 400),
-        ("FIFO", tar(&[("p", Fifo, "")]), "a device, a FIFO or a socket", 400),
-        ("no end mark", unmarked, "without an end mark", 400),
+        ("absolute name", tar(&[("/etc/passwd", Regular, "x")]), "'/etc/passwd'", 422),
+        ("parent name", tar(&[("a/../../b", Regular, "x")]), "outside of the application's folder", 422),
+        ("absolute link", tar(&[("l", Symlink, "/etc/passwd")]), "absolute path '/etc/passwd'", 422),
+        ("link that leaves", tar(&[("a/l", Symlink, "../../x")]), "outside of the application's folder", 422),
+        ("link that winds out", tar(&[("a/l", Symlink, "b/../../../x")]), "'..' after a name", 422),
+        ("hard link that leaves", tar(&[("l", Link, "../x")]), "link to something outside", 422),
+        ("hard link to nothing", tar(&[("l", Link, "x")]), "no file that came before it", 422),
+        ("hard link to a link", tar(&[("a/l", Symlink, "../x"), ("l", Link, "a/l")]), "no file that came before", 422),
+        ("file below a file", tar(&[("a", Regular, "x"), ("a/b", Regular, "x")]), "below a file or a link", 422),
+        ("file below a link", tar(&[("d/a", Symlink, "b"), ("d/a/b", Regular, "x")]), "below a file or a link", 422),
+        ("file for a folder", tar(&[("a/b", Regular, "x"), ("a", Regular, "x")]), "a folder has the same name", 422),
+        ("character device", tar(&[("d", Char, "")]), "a device, a FIFO or a socket", 422),
+        ("block device", tar(&[("d", Block, "")]), "a device, a FIFO or a socket", 422),
+        ("FIFO", tar(&[("p", Fifo, "")]), "a device, a FIFO or a socket", 422),
+        ("no end mark", unmarked, "without an end mark", 422),
         ("archive over the limit", tar(&[("a", Regular, &large), ("b", Regular, "x")]), "larger than 1048576", 413),
         ("too many entries", tar(&many), "more than 100 entries", 413),
         ("too many folders", tar(&folders), "more than 100 entries", 413),
-        ("too deep", too_deep, "in more than 256 folders", 400),
+        ("too deep", too_deep, "in more than 256 folders", 422),
         ("nothing in it", tar(&[]), "no archive that is known", 415),
-        ("no files", gzip(&tar(&[])), "no files in it", 400),
+        ("no files", gzip(&tar(&[])), "no files in it", 422),
         ("no archive", b"#!/bin/sh\necho hello\n".repeat(50), "no archive that is known", 415),
-        ("empty", Vec::new(), "the upload is empty", 400),
-        ("zip with a parent name", zip(&[("../x", b"x")]), "outside of the application's folder", 400),
+        ("empty", Vec::new(), "the upload is empty", 422),
+        ("zip with a parent name", zip(&[("../x", b"x")]), "outside of the application's folder", 422),
     ];
     let place = Place::new();
     for (name, archive, message, status) in cases {
