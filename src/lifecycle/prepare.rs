@@ -186,7 +186,9 @@ async fn unpack(client: &Client, repository: &str, blob: Descriptor, root: PathB
     let media_type = blob.media_type.clone();
     let ownership = if Uid::effective().is_root() { Ownership::AsInLayer } else { Ownership::Ignore };
     let bridge = SyncIoBridge::new(reader);
-    let unpacking = tokio::task::spawn_blocking(move || unpack_layer(bridge, &media_type, &root, ownership));
+    // The runtime watches what a step writes.
+    let unpack = move || unpack_layer(bridge, &media_type, &root, ownership, u64::MAX);
+    let unpacking = tokio::task::spawn_blocking(unpack);
     let pulled = client.pull_blob(repository, &blob, writer).await;
     let unpacked = unpacking.await.map_err(io::Error::other).and_then(|unpacked| unpacked);
     pulled.context(1, || "reading".to_owned())?;

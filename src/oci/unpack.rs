@@ -27,20 +27,27 @@ pub struct Unpacked {
     pub bytes: u64,
 }
 
-/// Unpacks a layer into an empty directory. What the layer removes from those below it becomes a mark of overlayfs.
-pub fn unpack_layer(blob: impl Read, media_type: &str, dest: &Path, ownership: Ownership) -> io::Result<Unpacked> {
+/// Unpacks a layer into an empty directory. What the layer removes from those below it becomes a mark of overlayfs. A layer whose
+/// files have more than `max_bytes` is an error before the file that is too much is written.
+pub fn unpack_layer(
+    blob: impl Read,
+    media_type: &str,
+    dest: &Path,
+    ownership: Ownership,
+    max_bytes: u64,
+) -> io::Result<Unpacked> {
     match media_type {
         // Docker's own media types have the same content.
-        MEDIA_TYPE_LAYER_ZSTD => unpack_tar(zstd::Decoder::new(blob)?, dest, ownership),
+        MEDIA_TYPE_LAYER_ZSTD => unpack_tar(zstd::Decoder::new(blob)?, dest, ownership, max_bytes),
         MEDIA_TYPE_LAYER_GZIP | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
-            unpack_tar(flate2::read::MultiGzDecoder::new(blob), dest, ownership)
+            unpack_tar(flate2::read::MultiGzDecoder::new(blob), dest, ownership, max_bytes)
         }
-        MEDIA_TYPE_LAYER_TAR => unpack_tar(blob, dest, ownership),
+        MEDIA_TYPE_LAYER_TAR => unpack_tar(blob, dest, ownership, max_bytes),
         other => Err(io::Error::new(io::ErrorKind::Unsupported, format!("layers of type '{other}' are not known"))),
     }
 }
 
-fn unpack_tar(tar: impl Read, dest: &Path, ownership: Ownership) -> io::Result<Unpacked> {
+fn unpack_tar(tar: impl Read, dest: &Path, ownership: Ownership, max_bytes: u64) -> io::Result<Unpacked> {
     let mut archive = tar::Archive::new(tar);
     let mut tree = TreeWriter::new(dest)?;
     let mut unpacked = Unpacked::default();
@@ -48,6 +55,10 @@ fn unpack_tar(tar: impl Read, dest: &Path, ownership: Ownership) -> io::Result<U
         let mut entry = entry?;
         let name = entry.path()?.into_owned();
         let name = name.strip_prefix("/").unwrap_or(&name).to_owned();
+        if entry.size() > max_bytes.saturating_sub(unpacked.bytes) {
+            let text = format!("entry '{}' makes the layer larger than {max_bytes} bytes", name.display());
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
         unpacked.bytes += unpack_entry(&mut tree, &name, &mut entry, ownership)?;
         unpacked.entries += 1;
     }
@@ -103,4 +114,32 @@ fn unsupported(name: &Path, what: &str) -> io::Error {
         io::ErrorKind::Unsupported,
         format!("entry '{}' is refused: {what} are not supported in layers", name.display()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_is_larger_than_it_may_be_is_refused_before_it_is_written() {
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in ["small", "large"] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(600);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            archive.append_data(&mut header, name, &[b'x'; 600][..]).unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        let unpack = |most| {
+            let dest = tempfile::tempdir().unwrap();
+            let result = unpack_layer(&archive[..], MEDIA_TYPE_LAYER_TAR, dest.path(), Ownership::Ignore, most);
+            assert_eq!(dest.path().join("large").exists(), result.is_ok());
+            result
+        };
+        assert_eq!(unpack(1200).unwrap(), Unpacked { entries: 2, bytes: 1200 });
+        let error = unpack(1199).unwrap_err();
+        assert!(error.to_string().contains("'large' makes the layer larger than 1199 bytes"), "{error}");
+    }
 }

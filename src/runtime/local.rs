@@ -34,7 +34,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -60,6 +60,7 @@ use crate::{
 const MONITOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/monitor"));
 /// Ids of sandboxes begin here: above what distributions give to users and containers.
 const FIRST_ID: u32 = 0x7000_0000;
+const FIREWALL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What the runtime has to know.
 #[derive(Debug, Clone)]
@@ -87,7 +88,6 @@ struct Host {
     /// Files on disk have the ids of inside; mounts show them with those of outside.
     idmapped: bool,
     connection: Connection,
-    resolv_conf: String,
     cgroups: Cgroups,
     images: Images,
     /// Numbers on the bridge, or ports, that are taken.
@@ -103,9 +103,19 @@ pub fn run_role() -> Option<ExitCode> {
 impl LocalRuntime {
     /// Looks what is possible here, and takes over what runs.
     pub async fn open(config: LocalConfig, blobs: SharedBlobs) -> Result<Arc<Self>, Error> {
+        harden::raise_open_files();
         let host = Arc::new(Host::open(config, blobs)?);
+        tokio::spawn(keep_firewalls_open(Arc::downgrade(&host)));
         let instances = Instances::open(Arc::clone(&host))?;
         Ok(Arc::new(Self { host, instances }))
+    }
+
+    /// Whose abstract unix sockets a sandbox reaches. They belong to a network, and no file guards them.
+    fn sockets(&self) -> &'static str {
+        match self.host.connection {
+            Connection::Host if !sys::can_scope_sockets() => "shared with this machine: needs kernel 6.12 and Landlock",
+            _ => "own",
+        }
     }
 }
 
@@ -175,6 +185,7 @@ impl Runtime for LocalRuntime {
             ("user", user.to_owned()),
             ("network", self.host.connection.describe().to_owned()),
             ("limits", self.host.cgroups.describe().to_owned()),
+            ("sockets", self.sockets().to_owned()),
         ])
     }
 }
@@ -207,7 +218,6 @@ impl Host {
             build_ca,
             ids,
             idmapped,
-            resolv_conf: network::resolv_conf(&connection),
             connection,
             cgroups: Cgroups::open(&format!("epiniod-{}", &identity.hex()[..8])),
             images,
@@ -258,6 +268,16 @@ impl Drop for Host {
     }
 }
 
+/// Others make their firewalls anew without a word: theirs are looked at again and again, as long as there is a host.
+async fn keep_firewalls_open(host: Weak<Host>) {
+    loop {
+        let Some(connection) = host.upgrade().map(|host| host.connection.clone()) else { return };
+        // What goes wrong in there is said there.
+        let _ = tokio::task::spawn_blocking(move || connection.open_firewalls()).await;
+        tokio::time::sleep(FIREWALL_INTERVAL).await;
+    }
+}
+
 /// A folder that nobody else may look into: layers have set-uid programs in them.
 fn private_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
@@ -274,6 +294,7 @@ fn install(path: &Path, program: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     fs::write(&temporary, program)?;
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
+    fs::File::open(&temporary)?.sync_all()?;
     fs::rename(temporary, path)
 }
 

@@ -37,8 +37,8 @@ const NOT_EQUAL: u32 = 1;
 pub(super) const META_IIFNAME: u32 = 6;
 pub(super) const META_OIFNAME: u32 = 7;
 const CT_STATE: u32 = 0;
-pub(super) const CT_STATE_ESTABLISHED: u32 = 2;
-pub(super) const CT_STATE_RELATED: u32 = 4;
+const CT_STATE_ESTABLISHED: u32 = 2;
+const CT_STATE_RELATED: u32 = 4;
 const CT_STATE_NEW: u32 = 8;
 /// Offsets in the IPv4 header.
 const SOURCE: u32 = 12;
@@ -122,7 +122,7 @@ impl Batch {
         const NFTA_RULE_USERDATA: u16 = 7;
         let message = rule_message(family, NFT_MSG_NEWRULE, NLM_F_CREATE, table, chain);
         let message = message.nested(NFTA_RULE_EXPRESSIONS, &rule.expressions);
-        self.push(message.attribute(NFTA_RULE_USERDATA, mark.as_bytes()), true);
+        self.push(message.attribute(NFTA_RULE_USERDATA, &comment(mark)), true);
     }
 
     pub fn delete_rule(&mut self, family: u8, table: &str, chain: &str, handle: u64) {
@@ -177,7 +177,7 @@ impl Rule {
     }
 
     /// Some of these states.
-    pub fn connection(self, states: u32) -> Self {
+    fn connection(self, states: u32) -> Self {
         let load = Attributes::default().attribute(2, &CT_STATE.to_be_bytes()).attribute(1, &REGISTER.to_be_bytes());
         self.expression("ct", &load).mask(&states.to_ne_bytes()).compare(NOT_EQUAL, &[0; 4])
     }
@@ -264,6 +264,13 @@ fn rule_message(family: u8, kind: u16, flags: u16, table: &str, chain: &str) -> 
     const NFTA_RULE_CHAIN: u16 = 2;
     let message = Message::new((NFNL_SUBSYS_NFTABLES << 8) | kind, flags, &header(family, 0));
     message.text(NFTA_RULE_TABLE, table).text(NFTA_RULE_CHAIN, chain)
+}
+
+/// A comment of a rule, as the tools write and show it: kind, length, text.
+pub(super) fn comment(text: &str) -> Vec<u8> {
+    const COMMENT: u8 = 0;
+    let length = u8::try_from(text.len() + 1).expect("a mark is short");
+    [&[COMMENT, length], text.as_bytes(), &[0]].concat()
 }
 
 /// `struct nfgenmsg`; the resource is in network byte order.

@@ -4,7 +4,7 @@
 use std::io;
 
 use super::{
-    firewall::{ACCEPT, Batch, CT_STATE_ESTABLISHED, CT_STATE_RELATED, EQUAL, META_IIFNAME, META_OIFNAME, Rule},
+    firewall::{ACCEPT, Batch, EQUAL, META_IIFNAME, META_OIFNAME, Rule, comment},
     netlink::{Netlink, attributes},
 };
 
@@ -35,9 +35,9 @@ pub(super) fn open(bridge: &str, mark: &str) -> io::Result<()> {
             continue;
         }
         let mut batch = Batch::new();
-        // Each is put in front: in any order they say the same.
-        let answers = CT_STATE_ESTABLISHED | CT_STATE_RELATED;
-        let back = Rule::default().interface(META_OIFNAME, EQUAL, bridge).connection(answers).verdict(ACCEPT);
+        // Each is put in front: in any order they say the same. They are as plain as that, as the tools of these tables know few
+        // expressions; what nobody in a sandbox asked for is dropped by our own table, before these are looked at.
+        let back = Rule::default().interface(META_OIFNAME, EQUAL, bridge).verdict(ACCEPT);
         let out = Rule::default().interface(META_IIFNAME, EQUAL, bridge).verdict(ACCEPT);
         for rule in [back, out] {
             batch.insert(chain.family, &chain.table, &chain.name, rule, mark);
@@ -119,7 +119,7 @@ fn handles(netlink: &mut Netlink, chain: &Chain, mark: &str) -> io::Result<Vec<u
     let handle = |(_, body): &(u8, Vec<u8>)| {
         let attribute = |kind| attributes(body).find(|(found, _)| *found == kind).map(|(_, value)| value);
         // Kernels before 3.17 answer with the rules of all chains.
-        let ours = attribute(USER_DATA)? == mark.as_bytes() && text(attribute(CHAIN)?) == chain.name;
+        let ours = attribute(USER_DATA)? == comment(mark) && text(attribute(CHAIN)?) == chain.name;
         ours.then(|| attribute(HANDLE)?.try_into().ok().map(u64::from_be_bytes))?
     };
     Ok(answers.iter().filter_map(handle).collect())
@@ -181,6 +181,30 @@ mod tests {
             foreign(&[DOCKER_USER]);
             open("evtest", MARK).unwrap();
             assert_eq!(marked(), [("FORWARD".to_owned(), 0), (DOCKER_USER.to_owned(), 2)]);
+        });
+    }
+
+    #[test]
+    fn the_tool_of_a_foreign_table_can_still_list_it() {
+        alone(|| {
+            let iptables = |args: &[&str]| std::process::Command::new("iptables").args(args).output();
+            let Ok(version) = iptables(&["--version"]) else {
+                eprintln!("NOT RUN: this test needs iptables");
+                return;
+            };
+            if !String::from_utf8_lossy(&version.stdout).contains("nf_tables") {
+                eprintln!("NOT RUN: this test needs the iptables of nf_tables");
+                return;
+            }
+            assert!(iptables(&["-P", "FORWARD", "DROP"]).unwrap().status.success());
+            open("evtest", MARK).unwrap();
+            let listed = iptables(&["-S", "FORWARD"]).unwrap();
+            let rules = String::from_utf8_lossy(&listed.stdout).into_owned();
+            assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+            for rule in ["-A FORWARD -i evtest", "-A FORWARD -o evtest"] {
+                assert!(rules.lines().any(|line| line.starts_with(rule) && line.ends_with("-j ACCEPT")), "{rules}");
+            }
+            close(MARK).unwrap();
         });
     }
 

@@ -6,10 +6,14 @@ use std::{
     io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use super::guard;
 use crate::{
     blob::SharedBlobs,
     model::{Digest, ImageName},
@@ -21,6 +25,8 @@ use crate::{
 const LATELY: Duration = Duration::from_secs(2 * 60 * 60);
 /// Layers are named by their digests.
 const HEX_DIGITS: usize = 64;
+/// A layer that comes to more is refused; so is one that leaves the disk no reserve.
+const MAX_LAYER_BYTES: u64 = 32 << 30;
 
 /// Unpacked layers below a directory.
 pub(super) struct Images {
@@ -29,6 +35,8 @@ pub(super) struct Images {
     owners: Owners,
     /// One unpacking of a layer at a time.
     busy: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// How many were begun: no two use the same temporary name.
+    begun: AtomicU64,
     /// When each layer was last asked for.
     used: Mutex<HashMap<String, Instant>>,
 }
@@ -61,7 +69,7 @@ impl Images {
                 remove_tree(&entry.path())?;
             }
         }
-        Ok(Self { dir, blobs, owners, busy: Mutex::default(), used: Mutex::default() })
+        Ok(Self { dir, blobs, owners, busy: Mutex::default(), begun: AtomicU64::default(), used: Mutex::default() })
     }
 
     /// Unpacks what is not there yet.
@@ -101,19 +109,23 @@ impl Images {
             busy.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(busy.entry(digest).or_default())
         };
-        let _turn = turn.lock().await;
+        let turn = turn.lock_owned().await;
         if place.exists() {
             return Ok(place);
         }
         let failed = |cause: String| Error::Image { image: image.clone(), cause };
         let blob = self.blobs.local_path(&digest).ok_or_else(|| failed(format!("layer {digest} is not there")))?;
-        let temporary = self.dir.join(format!("tmp-{}", digest.hex()));
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.dir.join(format!("tmp-{number}-{}", digest.hex()));
         let (media_type, owners, target) = (media_type.to_owned(), self.owners, place.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
-            remove_tree(&temporary)?;
-            fs::create_dir(&temporary)?;
-            unpack(File::open(blob)?, &media_type, &temporary, owners)?;
-            fs::rename(temporary, target)
+            // Whoever waits may be cancelled, this is not: the turn ends when the work does.
+            let _turn = turn;
+            let unpacked = make(File::open(blob)?, &media_type, &temporary, owners);
+            unpacked.and_then(|()| fs::rename(&temporary, target)).inspect_err(|_| {
+                // What cannot be removed now is by the next daemon.
+                let _ = remove_tree(&temporary);
+            })
         });
         let unpacked = unpacked.await.map_err(io::Error::other).and_then(|result| result);
         unpacked.map_err(|error| failed(format!("unpacking layer {digest}: {error}")))?;
@@ -146,13 +158,16 @@ impl Images {
     }
 }
 
-fn unpack(blob: File, media_type: &str, place: &Path, owners: Owners) -> io::Result<()> {
+/// Makes the folder of a layer. When this returns it is on the disk: what has its name later is whole, also after a power cut.
+fn make(blob: File, media_type: &str, place: &Path, owners: Owners) -> io::Result<()> {
+    fs::create_dir(place)?;
+    let most = guard::spare_bytes(place)?.min(MAX_LAYER_BYTES);
     let ownership = if let Owners::Caller = owners { Ownership::Ignore } else { Ownership::AsInLayer };
-    unpack_layer(blob, media_type, place, ownership)?;
-    match owners {
-        Owners::Shifted(by) => shift(place, by),
-        Owners::AsInLayer | Owners::Caller => Ok(()),
+    unpack_layer(blob, media_type, place, ownership, most)?;
+    if let Owners::Shifted(by) = owners {
+        shift(place, by)?;
     }
+    Ok(nix::unistd::syncfs(File::open(place)?)?)
 }
 
 /// Adds to the owners of everything in a folder. The mode is set again, as a change of owner takes set-uid away.

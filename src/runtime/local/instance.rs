@@ -4,6 +4,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,6 +22,11 @@ use crate::{
     runtime::{Instance, InstanceState},
 };
 
+/// How often is looked whether a monitor is there.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// How long a monitor may take to begin, and to end when it has nothing left to wait for.
+const FIRST_MOMENTS: Duration = Duration::from_secs(5);
+
 /// An instance, and how it was when it was last looked at.
 #[derive(Debug, Clone)]
 pub(super) struct Local {
@@ -36,8 +42,12 @@ pub(super) struct Local {
     pub noted: bool,
     /// How often the kernel had killed something in it for lack of memory when it was started.
     pub killed_before: u64,
+    /// When its use of the machine was last looked at.
+    pub used_at: Option<Instant>,
     /// When its processor time was last looked at, and what that was in microseconds.
     pub cpu: Option<(Instant, u64)>,
+    /// The only port that it listens on, which is not the one that it was told; and since when.
+    pub other_port: Option<(u16, Instant)>,
     /// A monitor may take until then to say that it is there.
     pub patience: Instant,
     pub stopping: bool,
@@ -48,6 +58,11 @@ pub(super) struct Local {
 pub(super) struct Place {
     pub number: u16,
     pub port: u16,
+}
+
+impl Place {
+    /// Of an instance that is only there to be ended.
+    pub const NOWHERE: Self = Self { number: 0, port: 0 };
 }
 
 impl Local {
@@ -73,7 +88,9 @@ impl Local {
             pid: None,
             noted: false,
             killed_before: 0,
+            used_at: None,
             cpu: None,
+            other_port: None,
             patience: Instant::now(),
             stopping: false,
         }
@@ -81,15 +98,28 @@ impl Local {
 }
 
 /// Stops an instance: asks, waits, kills. Whatever happens, nothing of it is left running.
-pub(super) async fn stop(host: &Host, local: &Local, grace: Duration) {
+pub(super) async fn stop(host: &Arc<Host>, local: &Local, grace: Duration) {
+    // A monitor that was started a moment ago may not have said that it is there.
+    let soon = local.patience.min(Instant::now() + FIRST_MOMENTS);
+    while !is_locked(&local.folder) && Instant::now() < soon {
+        tokio::time::sleep(INTERVAL).await;
+    }
     if let Some(monitor) = observe::monitor_pid(&local.folder) {
         let _ = kill(monitor, Signal::SIGTERM);
         if !ends(&local.folder, grace).await {
             let _ = kill(monitor, Signal::SIGUSR1);
-            if !ends(&local.folder, Duration::from_secs(5)).await {
-                let _ = kill(monitor, Signal::SIGKILL);
-            }
+            ends(&local.folder, FIRST_MOMENTS).await;
         }
+    }
+    let (host, local) = (Arc::clone(host), local.clone());
+    // What fails in there is tried again when the folder of the workload is removed.
+    let _ = tokio::task::spawn_blocking(move || end(&host, &local)).await;
+}
+
+/// Ends what is left of an instance, and takes back what it has of the machine. Its log is kept.
+pub(super) fn end(host: &Host, local: &Local) {
+    if let Some(monitor) = observe::monitor_pid(&local.folder) {
+        let _ = kill(monitor, Signal::SIGKILL);
     }
     if let Some(pid) = observe::program_pid(&local.folder) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -102,6 +132,13 @@ pub(super) async fn stop(host: &Host, local: &Local, grace: Duration) {
     let _ = remove_tree(&local.folder);
 }
 
+/// Kills what is still in a group, and removes it. It may take a second.
+pub(super) async fn remove_group(cgroup: &Cgroup) {
+    let cgroup = cgroup.clone();
+    // It says by itself when it fails.
+    let _ = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+}
+
 /// Waits until a monitor has gone.
 async fn ends(folder: &Path, within: Duration) -> bool {
     let deadline = Instant::now() + within;
@@ -109,7 +146,7 @@ async fn ends(folder: &Path, within: Duration) -> bool {
         if Instant::now() >= deadline {
             return false;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(INTERVAL).await;
     }
     true
 }

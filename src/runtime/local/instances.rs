@@ -12,21 +12,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     Host,
+    cgroup::Cgroup,
     images::LocalImage,
-    instance::{Local, Place, read_json, stop, write_json},
+    instance::{Local, Place, end, read_json, remove_group, stop, write_json},
     io_error, logs,
-    network::Connection,
+    network::{self, Connection},
     observe::{self, Observed},
     spec::{Ids, Spec, Tool, User},
 };
 use crate::{
-    model::{ImageName, ReleaseId},
+    model::{ImageName, ReleaseId, Timestamp},
     oci::tree::remove_tree,
-    runtime::{CNB_ID, Error, InstanceState, Workload, WorkloadStatus},
+    runtime::{CNB_ID, Error, InstanceState, Limits, Workload, WorkloadStatus},
 };
 
 /// The port that instances are told as root, as on Kubernetes.
@@ -34,6 +35,8 @@ const PORT: u16 = 8080;
 /// How often instances are looked at: while one starts, and otherwise.
 const STARTING_INTERVAL: Duration = Duration::from_millis(20);
 const STEADY_INTERVAL: Duration = Duration::from_millis(500);
+/// Who does not listen after this long, in seconds, is in no hurry.
+const STARTING: i64 = 60;
 /// The first process of a sandbox: it hands signals on, and collects orphans.
 const INIT: &str = "/.epiniod/init";
 /// How long a monitor may take to say that it is there.
@@ -56,13 +59,15 @@ pub(super) struct Instances {
 struct Known {
     workload: Workload,
     instances: BTreeMap<u32, Local>,
+    /// Those that are too many, on their way out.
+    leaving: Vec<JoinHandle<()>>,
     /// The release that its instances were stopped for.
     made_way_for: Option<ReleaseId>,
 }
 
 impl Known {
     fn new(workload: Workload) -> Self {
-        Self { workload, instances: BTreeMap::new(), made_way_for: None }
+        Self { workload, instances: BTreeMap::new(), leaving: Vec::new(), made_way_for: None }
     }
 }
 
@@ -82,6 +87,12 @@ impl Instances {
 
     pub async fn apply(self: &Arc<Self>, workload: &Workload) -> Result<(), Error> {
         let image = self.host.images.ready(&workload.image).await?;
+        if image.config.config.entrypoint.iter().chain(&image.config.config.cmd).flatten().next().is_none() {
+            let cause = "it names no program to start, neither as entrypoint nor as command".to_owned();
+            return Err(Error::Image { image: workload.image.clone(), cause });
+        }
+        // Another with the same index has to be gone from its folder first.
+        self.have_left(&workload.id).await;
         let _turn = self.turn.lock().await;
         if self.has_made_way(workload) {
             return Ok(());
@@ -94,18 +105,28 @@ impl Instances {
         for index in self.missing(workload) {
             let mut local = self.prepare(workload, index, &folder.join(index.to_string()), &image).map_err(failed())?;
             local.patience = Instant::now() + PATIENCE;
-            self.start_monitor(&local).map_err(failed())?;
+            if let Err(error) = self.start_monitor(&local) {
+                end(&self.host, &local);
+                return Err(failed()(error));
+            }
             if let Some(known) = self.lock().get_mut(&workload.id) {
                 known.instances.insert(index, local);
             }
         }
-        let surplus = self.lock().get_mut(&workload.id).map(|entry| entry.instances.split_off(&workload.instances));
-        for local in surplus.into_iter().flat_map(BTreeMap::into_values) {
-            let host = Arc::clone(&self.host);
-            tokio::spawn(async move { stop(&host, &local, GRACE).await });
+        if let Some(entry) = self.lock().get_mut(&workload.id) {
+            for local in entry.instances.split_off(&workload.instances).into_values() {
+                let host = Arc::clone(&self.host);
+                entry.leaving.push(tokio::spawn(async move { stop(&host, &local, GRACE).await }));
+            }
         }
         self.look.notify_one();
         Ok(())
+    }
+
+    /// Waits until the instances of a workload that were too many are gone.
+    async fn have_left(&self, id: &ReleaseId) {
+        let leaving = self.lock().get_mut(id).map(|entry| std::mem::take(&mut entry.leaving));
+        futures::future::join_all(leaving.unwrap_or_default()).await;
     }
 
     fn missing(&self, workload: &Workload) -> Vec<u32> {
@@ -186,6 +207,7 @@ impl Instances {
         };
         self.tell();
         futures::future::join_all(locals.iter().map(|local| stop(&self.host, local, grace))).await;
+        self.have_left(id).await;
         self.lock().remove(id);
         let folder = self.host.data_dir.join("workloads").join(folder_name(id));
         let removed = tokio::task::spawn_blocking(move || remove_tree(&folder)).await;
@@ -239,7 +261,7 @@ impl Instances {
         let user = if host.ids == Ids::Caller { User::of(CNB_ID) } else { user(config.user.as_deref()) };
         let entrypoint = config.entrypoint.iter().chain(&config.cmd).flatten().cloned();
         let spec = Spec {
-            hostname: local.name.chars().take(63).collect(),
+            hostname: local.instance.name.chars().take(63).collect(),
             stage: folder.join("stage"),
             layers: image.layers.clone(),
             scratch_bytes: workload.limits.scratch_bytes.unwrap_or(SCRATCH_BYTES),
@@ -247,7 +269,7 @@ impl Instances {
             mounts: Vec::new(),
             files: Vec::new(),
             build_ca: None,
-            resolv_conf: host.resolv_conf.clone(),
+            resolv_conf: network::resolv_conf(&host.connection),
             network: host.connection.network(place.number),
             ids: host.ids,
             idmapped: host.idmapped,
@@ -293,23 +315,25 @@ impl Instances {
         let mut starting = false;
         for (id, index, before) in locals {
             let Observed { mut local, monitor_gone } = observe::look(before.clone()).await;
+            let differs = local.instance.state != before.instance.state;
+            starting |= is_starting(&local);
+            if monitor_gone {
+                remove_group(&local.cgroup).await;
+            }
+            // Whoever stops an instance has marked it, or taken it out, under this lock: nothing is started behind their back.
+            let mut known = self.lock();
+            let Some(entry) = known.get_mut(&id) else { continue };
+            let limits = &entry.workload.limits;
+            let Some(there) = entry.instances.get_mut(&index).filter(|there| !there.stopping) else { continue };
             if monitor_gone {
                 tracing::warn!(instance = %local.name, "the monitor of an instance is gone; the instance is started again");
-                local.cgroup.remove();
-                let again =
-                    self.host.cgroups.create(&local.name, &self.limits(&id)).and_then(|_| self.start_monitor(&local));
-                if let Err(error) = again {
-                    tracing::error!(instance = %local.name, %error, "starting an instance again failed");
+                if let Err(error) = self.start_again(&local, limits) {
+                    tracing::error!(instance = %local.name, %error, "starting an instance again failed; trying again soon");
                 }
                 local.patience = Instant::now() + PATIENCE;
             }
-            starting |= !matches!(local.instance.state, InstanceState::Ready { .. } | InstanceState::BackOff { .. });
-            let differs = local.instance.state != before.instance.state;
-            if let Some(entry) = self.lock().get_mut(&id).and_then(|entry| entry.instances.get_mut(&index))
-                && !entry.stopping
-            {
-                *entry = local;
-            }
+            *there = local;
+            drop(known);
             if differs {
                 self.tell();
             }
@@ -317,8 +341,22 @@ impl Instances {
         starting
     }
 
-    fn limits(&self, id: &ReleaseId) -> crate::runtime::Limits {
-        self.lock().get(id).map(|entry| entry.workload.limits.clone()).unwrap_or_default()
+    /// Starts a monitor with what the machine is like now: it may have been started anew since the last one.
+    fn start_again(&self, local: &Local, limits: &Limits) -> io::Result<()> {
+        let host = &self.host;
+        let Cgroup { folders } = host.cgroups.create(&local.name, limits)?;
+        let path = local.folder.join("spec.json");
+        let spec: Spec = read_json(&path).ok_or_else(|| io::Error::other("its spec.json cannot be read"))?;
+        let spec = Spec {
+            tool: Tool { source: host.monitor.clone(), ..spec.tool },
+            resolv_conf: network::resolv_conf(&host.connection),
+            network: host.connection.network(local.place.number),
+            max_processes: limits.pids.filter(|_| folders.is_empty()),
+            cgroups: folders,
+            ..spec
+        };
+        write_json(&path, &spec)?;
+        self.start_monitor(local)
     }
 
     fn tell(&self) {
@@ -345,8 +383,8 @@ fn adopt(host: &Host) -> io::Result<BTreeMap<ReleaseId, Known>> {
     for entry in fs::read_dir(host.data_dir.join("workloads"))? {
         let folder = entry?.path();
         let Some(workload) = read_json::<Workload>(&folder.join("workload.json")) else {
-            // It was being made when the daemon was killed: nothing runs in it yet.
-            remove_tree(&folder)?;
+            // It was being made when the daemon was killed, or is damaged: what runs in it cannot be known any more.
+            abandon(host, &folder)?;
             continue;
         };
         let mut instances = BTreeMap::new();
@@ -358,12 +396,38 @@ fn adopt(host: &Host) -> io::Result<BTreeMap<ReleaseId, Known>> {
                     host.take(place.number);
                     instances.insert(index, Local::new(host, &workload.id, index, &path, place));
                 }
-                _ => remove_tree(&path)?,
+                _ => {
+                    let local = Local::new(host, &workload.id, index, &path, Place::NOWHERE);
+                    end(host, &local);
+                }
             }
         }
         known.insert(workload.id.clone(), Known { instances, ..Known::new(workload) });
     }
     Ok(known)
+}
+
+/// Ends and removes what is in the folder of a workload, by nothing but the names of the folders.
+fn abandon(host: &Host, folder: &Path) -> io::Result<()> {
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if let [namespace, app, number] = name.split('_').collect::<Vec<_>>()[..]
+        && let (Ok(namespace), Ok(app), Ok(number)) = (namespace.parse(), app.parse(), number.parse())
+    {
+        let id = ReleaseId { namespace, app, number };
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let Some(index) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+            tracing::warn!(workload = %id, index, "what is known of an instance cannot be read; it is ended");
+            end(host, &Local::new(host, &id, index, &path, Place::NOWHERE));
+        }
+    }
+    remove_tree(folder)
+}
+
+/// Is it worth a look soon?
+fn is_starting(local: &Local) -> bool {
+    let age = Timestamp::now().as_second() - local.instance.started_at.as_second();
+    !matches!(local.instance.state, InstanceState::Ready { .. } | InstanceState::BackOff { .. }) && age < STARTING
 }
 
 fn same_app(left: &ReleaseId, right: &ReleaseId) -> bool {

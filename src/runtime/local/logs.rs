@@ -61,60 +61,83 @@ impl Reader {
             }
             if !self.started {
                 self.started = true;
-                self.ready = self.past().into();
+                self.begin().await;
                 continue;
             }
             if !self.query.follow {
                 return None;
             }
-            self.grow();
+            self.grow().await;
             if self.ready.is_empty() {
                 tokio::time::sleep(INTERVAL).await;
             }
         }
     }
 
-    fn past(&mut self) -> Vec<LogLine> {
-        let most = self.query.tail.unwrap_or(MAX_LINES);
-        let mut lines = Vec::new();
-        for path in kept(self.instances.host(), self.namespace.as_str(), self.app.as_str()) {
-            let origin = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            lines.extend(File::open(&path).map(|file| tail(file, u64::MAX, &origin, most)).unwrap_or_default());
+    /// What there is. Logs are megabytes: they are read where nobody else waits.
+    async fn begin(&mut self) {
+        let (instances, namespace, app) = (Arc::clone(&self.instances), self.namespace.clone(), self.app.clone());
+        let (folders, most) = (self.folders(), self.query.tail.unwrap_or(MAX_LINES));
+        let read = move || past(kept(instances.host(), namespace.as_str(), app.as_str()), folders, most);
+        if let Ok((lines, growing)) = tokio::task::spawn_blocking(read).await {
+            self.ready = lines.into();
+            self.growing = growing;
         }
-        for (origin, folder) in self.folders() {
-            let before = File::open(folder.join("log.1"));
-            lines.extend(before.map(|file| tail(file, u64::MAX, &origin, most)).unwrap_or_default());
-            let Some((growing, file)) = Growing::at_end(&folder) else { continue };
-            lines.extend(tail(file, growing.offset, &origin, most));
-            self.growing.insert(origin, growing);
-        }
-        // Lines of one instance stay in their order.
-        lines.sort_by_key(|line| line.at);
-        let skipped = lines.len().saturating_sub(most);
-        lines.into_iter().skip(skipped).map(|line| line.line).collect()
     }
 
-    fn grow(&mut self) {
-        let folders: BTreeMap<String, PathBuf> = self.folders().into_iter().collect();
-        for (origin, folder) in &folders {
-            if let (false, Ok(growing)) = (self.growing.contains_key(origin), Growing::new(folder)) {
-                self.growing.insert(origin.clone(), growing);
-            }
+    async fn grow(&mut self) {
+        let (folders, growing) = (self.folders(), std::mem::take(&mut self.growing));
+        let folders: BTreeMap<String, PathBuf> = folders.into_iter().collect();
+        if let Ok((lines, growing)) = tokio::task::spawn_blocking(move || grow(&folders, growing)).await {
+            self.ready.extend(lines);
+            self.growing = growing;
         }
-        let mut lines = Vec::new();
-        self.growing.retain(|origin, growing| {
-            let more = growing.more(origin);
-            let ended = more.is_empty() && !folders.contains_key(origin);
-            lines.extend(more);
-            !ended
-        });
-        lines.sort_by_key(|line| line.at);
-        self.ready.extend(lines.into_iter().map(|line| line.line));
     }
 
     fn folders(&self) -> Vec<(String, PathBuf)> {
         self.instances.folders(self.namespace.as_str(), self.app.as_str())
     }
+}
+
+/// The last lines of files of instances that are gone and of those that are there, and where the latter go on.
+fn past(kept: Vec<PathBuf>, folders: Vec<(String, PathBuf)>, most: usize) -> (Vec<LogLine>, BTreeMap<String, Growing>) {
+    let (mut lines, mut all) = (Vec::new(), BTreeMap::new());
+    for path in kept {
+        let origin = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        lines.extend(File::open(&path).map(|file| tail(file, u64::MAX, &origin, most)).unwrap_or_default());
+    }
+    for (origin, folder) in folders {
+        let before = File::open(folder.join("log.1"));
+        lines.extend(before.map(|file| tail(file, u64::MAX, &origin, most)).unwrap_or_default());
+        let Some((growing, file)) = Growing::at_end(&folder) else { continue };
+        lines.extend(tail(file, growing.offset, &origin, most));
+        all.insert(origin, growing);
+    }
+    // Lines of one instance stay in their order.
+    lines.sort_by_key(|line| line.at);
+    let skipped = lines.len().saturating_sub(most);
+    (lines.into_iter().skip(skipped).map(|line| line.line).collect(), all)
+}
+
+/// What was written since, and the files that may still grow.
+fn grow(
+    folders: &BTreeMap<String, PathBuf>,
+    mut all: BTreeMap<String, Growing>,
+) -> (Vec<LogLine>, BTreeMap<String, Growing>) {
+    for (origin, folder) in folders {
+        if let (false, Ok(growing)) = (all.contains_key(origin), Growing::new(folder)) {
+            all.insert(origin.clone(), growing);
+        }
+    }
+    let mut lines = Vec::new();
+    all.retain(|origin, growing| {
+        let more = growing.more(origin);
+        let ended = more.is_empty() && !folders.contains_key(origin);
+        lines.extend(more);
+        !ended
+    });
+    lines.sort_by_key(|line| line.at);
+    (lines.into_iter().map(|line| line.line).collect(), all)
 }
 
 /// A log that is read while it is written. The file stays open: it may be rotated or moved away before its end was read.

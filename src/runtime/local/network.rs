@@ -1,8 +1,19 @@
 //! The network of sandboxes: as root a bridge of this data directory; rootless the network of the machine.
 
-use std::{fs, io, net::Ipv4Addr, ops::Range, os::fd::AsRawFd as _};
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    ops::Range,
+    os::fd::AsRawFd as _,
+    sync::Once,
+    time::{Duration, Instant},
+};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket},
+};
 
 use super::{
     firewall::{self, Subnet},
@@ -18,6 +29,10 @@ const FIRST_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 0);
 const PREFIX: u8 = 22;
 const SUBNETS: u32 = 64;
 const DEFAULT_MTU: u32 = 1500;
+/// How long another daemon may take to make its bridge.
+const TURN: Duration = Duration::from_secs(5);
+/// Asked where the machine has no name server that a sandbox can reach.
+const PUBLIC_NAME_SERVER: &str = "nameserver 9.9.9.9";
 /// Ports of instances that share the network of the machine: below those that the kernel gives to outgoing connections.
 const PORTS: Range<u16> = 20_000..30_000;
 
@@ -51,20 +66,17 @@ impl Connection {
     fn make(identity: &Digest) -> io::Result<Self> {
         let hex = identity.hex();
         let number = u32::from_str_radix(&hex[..8], 16).unwrap_or(0);
+        let name = format!("ev{}", &hex[..8]);
+        let _turn = turn();
+        let addresses = addresses()?;
+        // What runs on a bridge has addresses of its subnet: whatever the machine looks like by now, they stay.
+        let kept = addresses.iter().find(|(interface, address)| *interface == name && is_ours(*address));
+        let first = kept.map(|(_, address)| subnet_of(*address)).or_else(|| free_subnet(number, &addresses));
+        let first = first.ok_or_else(|| io::Error::other("every subnet is in use"))?;
         let mtu = default_mtu().unwrap_or(DEFAULT_MTU);
-        let mut last = io::Error::other("every subnet is in use");
-        for offset in 0..SUBNETS {
-            let subnet = (number + offset) % SUBNETS;
-            let first = Ipv4Addr::from_bits(FIRST_SUBNET.to_bits() + (subnet << (32 - PREFIX)));
-            let bridge =
-                Bridge { name: format!("ev{}", &hex[..8]), table: format!("epiniod-{}", &hex[..8]), first, mtu };
-            match bridge.open() {
-                Ok(()) => return Ok(Self::Bridge(bridge)),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
+        let bridge = Bridge { name, table: format!("epiniod-{}", &hex[..8]), first, mtu };
+        bridge.open()?;
+        Ok(Self::Bridge(bridge))
     }
 
     /// What sandboxes are numbered with: their place on the bridge, or their port.
@@ -128,23 +140,14 @@ impl Connection {
 }
 
 impl Bridge {
-    /// Numbers of sandboxes on a bridge.
     fn open(&self) -> io::Result<()> {
         let mut netlink = Netlink::route()?;
         if !exists(&self.name) {
-            if !others(self.first, &self.name)?.is_empty() {
-                return Err(io::Error::from(io::ErrorKind::AddrInUse));
-            }
             netlink.add_bridge(&self.name, self.mtu)?;
         }
-        // Somebody else may have looked at the same moment: of two with the same subnet the later name gives way.
         match netlink.add_address(&self.name, self.gateway(), PREFIX) {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
             _ => {}
-        }
-        if others(self.first, &self.name)?.iter().any(|other| *other < self.name) {
-            netlink.delete(&self.name)?;
-            return Err(io::Error::from(io::ErrorKind::AddrInUse));
         }
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.name), "1");
         netlink.up(&self.name)?;
@@ -170,44 +173,91 @@ pub(super) fn is_free(port: u16) -> bool {
     socket.is_ok_and(|socket| bind(socket.as_raw_fd(), &address).is_ok())
 }
 
-/// What goes to `/etc/resolv.conf` of sandboxes. A name server on the loopback of the machine cannot be reached
-/// from another network; systemd-resolved keeps the real ones in a second file.
+/// What goes to `/etc/resolv.conf` of a sandbox, as the machine has it now. systemd-resolved, which listens on the
+/// loopback, keeps the real name servers in a second file.
 pub(super) fn resolv_conf(connection: &Connection) -> String {
     let own = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let local = |text: &str| {
-        let servers: Vec<&str> =
-            text.lines().filter_map(|line| line.strip_prefix("nameserver")).map(str::trim).collect();
-        servers.is_empty() || servers.iter().all(|server| server.starts_with("127.") || *server == "::1")
-    };
-    if matches!(connection, Connection::Host) || !local(&own) {
+    if matches!(connection, Connection::Host) {
         return own;
     }
-    match fs::read_to_string("/run/systemd/resolve/resolv.conf") {
-        Ok(text) if !local(&text) => text,
-        _ => {
-            tracing::warn!(
-                "the name servers of this machine listen on its loopback, where sandboxes cannot reach them; 9.9.9.9 is used instead"
-            );
-            "nameserver 9.9.9.9\n".to_owned()
-        }
+    let machine: Vec<Ipv4Addr> = addresses().unwrap_or_default().into_iter().map(|(_, address)| address).collect();
+    if let Some(text) = reachable(&own, &machine) {
+        return text;
     }
+    let resolved = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
+    reachable(&resolved, &machine).unwrap_or_else(|| {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            tracing::warn!(
+                "no name server of this machine can be reached from sandboxes (they may not talk to the machine itself or to \
+                 link-local addresses, and have no IPv6); 9.9.9.9 is used instead: name another one in /etc/resolv.conf"
+            );
+        });
+        let rest = own.lines().filter(|line| name_server(line).is_none());
+        rest.chain([PUBLIC_NAME_SERVER]).map(|line| format!("{line}\n")).collect()
+    })
+}
+
+/// The text without the name servers that are out of reach; none when no other is left.
+fn reachable(text: &str, machine: &[Ipv4Addr]) -> Option<String> {
+    let is_reachable = |server: &str| {
+        server.parse::<Ipv4Addr>().is_ok_and(|address| {
+            let special = address.is_loopback() || address.is_link_local() || address.is_unspecified();
+            !special && !machine.contains(&address)
+        })
+    };
+    let kept = || text.lines().filter(|line| name_server(line).is_none_or(is_reachable));
+    kept().any(|line| name_server(line).is_some()).then(|| kept().map(|line| format!("{line}\n")).collect())
+}
+
+fn name_server(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace();
+    words.next().filter(|word| *word == "nameserver").and_then(|_| words.next())
 }
 
 fn exists(interface: &str) -> bool {
     nix::net::if_::if_nametoindex(interface).is_ok()
 }
 
-/// The other interfaces that have an address of this subnet.
-fn others(first: Ipv4Addr, own: &str) -> io::Result<Vec<String>> {
-    let mask = u32::MAX << (32 - PREFIX);
-    let addresses = nix::ifaddrs::getifaddrs()?;
-    let is_inside = |interface: &nix::ifaddrs::InterfaceAddress| {
-        let address =
-            interface.address.as_ref().and_then(|address| address.as_sockaddr_in().map(|address| address.ip()));
-        address.is_some_and(|address| address.to_bits() & mask == first.to_bits())
+/// Of daemons that share a network one at a time chooses a subnet. Whoever blocks this for long is not waited for.
+fn turn() -> Option<Flock<fs::File>> {
+    let mut file = fs::File::open("/proc/self/ns/net").ok()?;
+    let until = Instant::now() + TURN;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(turn) => return Some(turn),
+            Err((again, Errno::EWOULDBLOCK)) if Instant::now() < until => file = again,
+            Err(_) => return None,
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The IPv4 addresses of this machine, with the names of their interfaces.
+fn addresses() -> io::Result<Vec<(String, Ipv4Addr)>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        Some((interface.interface_name, address))
     };
-    let names = addresses.into_iter().filter(is_inside).map(|interface| interface.interface_name);
-    Ok(names.filter(|name| name != own).collect())
+    Ok(interfaces.filter_map(address).collect())
+}
+
+fn subnet_of(address: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from_bits(address.to_bits() & (u32::MAX << (32 - PREFIX)))
+}
+
+/// Is an address in one of our subnets?
+fn is_ours(address: Ipv4Addr) -> bool {
+    let number = (address.to_bits().wrapping_sub(FIRST_SUBNET.to_bits())) >> (32 - PREFIX);
+    number < SUBNETS
+}
+
+/// The first of our subnets, from this number on, that nobody has an address of.
+fn free_subnet(number: u32, addresses: &[(String, Ipv4Addr)]) -> Option<Ipv4Addr> {
+    let subnets = (0..SUBNETS).map(|offset| (number + offset) % SUBNETS);
+    let mut all = subnets.map(|subnet| Ipv4Addr::from_bits(FIRST_SUBNET.to_bits() + (subnet << (32 - PREFIX))));
+    all.find(|first| !addresses.iter().any(|(_, address)| subnet_of(*address) == *first))
 }
 
 /// The MTU of the interface of the default route.
@@ -219,4 +269,39 @@ fn default_mtu() -> Option<u32> {
         (destination == "00000000").then(|| name.to_owned())
     })?;
     fs::read_to_string(format!("/sys/class/net/{interface}/mtu")).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_that_sandboxes_cannot_reach_are_left_out() {
+        let machine = [Ipv4Addr::new(10, 255, 255, 254)];
+        for (given, expected) in [
+            ("nameserver 10.0.0.2\n", Some("nameserver 10.0.0.2\n")),
+            (
+                "# mine\nsearch a.b\nnameserver 127.0.0.53\nnameserver 1.2.3.4\n",
+                Some("# mine\nsearch a.b\nnameserver 1.2.3.4\n"),
+            ),
+            ("nameserver 169.254.169.254\nsearch c.internal\n", None),
+            ("nameserver\t10.255.255.254\n", None),
+            ("nameserver fd00::1\nnameserver ::1\n", None),
+            ("nameserver\n", None),
+            ("", None),
+        ] {
+            assert_eq!(reachable(given, &machine).as_deref(), expected, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_subnet_is_taken_that_nobody_has_an_address_of() {
+        let on = |text: &str| ("eth0".to_owned(), text.parse::<Ipv4Addr>().unwrap());
+        assert_eq!(free_subnet(1, &[on("10.213.0.1")]), Some(Ipv4Addr::new(10, 213, 4, 0)));
+        assert_eq!(free_subnet(63, &[on("10.213.255.7")]), Some(Ipv4Addr::new(10, 213, 0, 0)));
+        let all: Vec<_> = (0..=255).map(|third| on(&format!("10.213.{third}.1"))).collect();
+        assert_eq!(free_subnet(0, &all), None);
+        assert!(is_ours(Ipv4Addr::new(10, 213, 255, 1)) && !is_ours(Ipv4Addr::new(10, 214, 0, 1)));
+        assert!(!is_ours(Ipv4Addr::new(10, 212, 255, 1)));
+    }
 }

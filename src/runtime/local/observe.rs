@@ -21,6 +21,10 @@ use crate::{
 /// How long an instance may take to accept a connection.
 const CONNECT: Duration = Duration::from_millis(250);
 const LAST_WORDS: usize = 20;
+/// For how long another port has to be the only one: servers open a port for debuggers or metrics, and then their own.
+const ALONE: Duration = Duration::from_secs(1);
+/// What an instance uses is looked at less often than whether it answers.
+const USAGE_INTERVAL: Duration = Duration::from_millis(400);
 
 /// What was seen.
 pub(super) struct Observed {
@@ -64,7 +68,7 @@ pub(super) async fn look(mut local: Local) -> Observed {
     }
     // Before its first word there is nothing to know.
     let Some(said) = read(&local.folder) else { return Observed { local, monitor_gone: false } };
-    usage(&mut local);
+    usage(&mut local).await;
     local.instance.restarts = said.restarts;
     match said.state {
         SaidState::Starting | SaidState::Stopped => local.instance.state = InstanceState::Starting,
@@ -81,13 +85,17 @@ pub(super) async fn look(mut local: Local) -> Observed {
             if local.pid != Some(pid) {
                 local.pid = Some(pid);
                 local.noted = false;
+                local.other_port = None;
                 local.killed_before = local.cgroup.out_of_memory();
                 local.instance.state = InstanceState::Starting;
             }
             local.instance.started_at = since;
-            if !matches!(local.instance.state, InstanceState::Ready { .. })
-                && let Some(address) = answers(&mut local, pid).await
-            {
+            let address = match local.instance.state {
+                InstanceState::Ready { address } if address == local.address => None,
+                InstanceState::Ready { .. } => as_told_after_all(&local, pid).await,
+                _ => answers(&mut local, pid).await,
+            };
+            if let Some(address) = address {
                 local.instance.state = InstanceState::Ready { address };
             }
         }
@@ -96,11 +104,17 @@ pub(super) async fn look(mut local: Local) -> Observed {
 }
 
 /// What the instance uses. Where no cgroup counts, memory is that of its processes.
-fn usage(local: &mut Local) {
-    let counted = local.cgroup.memory_bytes();
-    local.instance.memory_bytes = counted.or_else(|| local.pid.map(processes::resident_with));
-    let Some(micros) = local.cgroup.cpu_micros() else { return };
+async fn usage(local: &mut Local) {
     let now = Instant::now();
+    if local.used_at.is_some_and(|at| now.duration_since(at) < USAGE_INTERVAL) {
+        return;
+    }
+    local.used_at = Some(now);
+    let (cgroup, pid) = (local.cgroup.clone(), local.pid);
+    let read = move || (cgroup.memory_bytes().or_else(|| pid.map(processes::resident_with)), cgroup.cpu_micros());
+    let Ok((memory_bytes, micros)) = tokio::task::spawn_blocking(read).await else { return };
+    local.instance.memory_bytes = memory_bytes;
+    let Some(micros) = micros else { return };
     if let Some((at, before)) = local.cpu.replace((now, micros)) {
         let passed = now.duration_since(at).as_micros().max(1);
         let used = u128::from(micros.saturating_sub(before));
@@ -108,34 +122,58 @@ fn usage(local: &mut Local) {
     }
 }
 
-/// Where the instance accepts connections: on the port that it was told, or on the only other one.
+/// Where the instance accepts connections: on the port that it was told, or on another that has been the only one for a while.
 async fn answers(local: &mut Local, pid: i32) -> Option<SocketAddr> {
-    let told = local.address;
-    // On a shared network somebody else may answer: there the socket has to be one of the instance's.
-    if !local.shared_network && accepts(told).await {
-        return Some(told);
-    }
-    let listening = ports::listening(pid, local.shared_network);
-    if listening.iter().any(|address| address.port() == told.port()) && accepts(told).await {
+    let listening = listening(local, pid).await;
+    if let Some(told) = as_told(local, &listening).await {
         return Some(told);
     }
     let mut ports: Vec<u16> = listening.iter().map(SocketAddr::port).collect();
     ports.sort_unstable();
     ports.dedup();
-    match ports.as_slice() {
-        [port] if *port != told.port() => {
-            let address = SocketAddr::new(told.ip(), *port);
-            if accepts(address).await {
-                let text = format!("it listens on port {port} instead of PORT={}; its traffic goes there", told.port());
-                note(local, &text);
-                return Some(address);
-            }
-            only_loopback(local, &listening);
-        }
-        [_] => only_loopback(local, &listening),
-        _ => {}
+    let [port] = ports[..] else {
+        local.other_port = None;
+        return None;
+    };
+    let told = local.address;
+    if port == told.port() {
+        only_loopback(local, &listening);
+        return None;
     }
+    let since = match local.other_port {
+        Some((other, since)) if other == port => since,
+        _ => local.other_port.insert((port, Instant::now())).1,
+    };
+    if since.elapsed() < ALONE {
+        return None;
+    }
+    let address = SocketAddr::new(told.ip(), port);
+    if accepts(address).await {
+        note(local, &format!("it listens on port {port} instead of PORT={}; its traffic goes there", told.port()));
+        return Some(address);
+    }
+    only_loopback(local, &listening);
     None
+}
+
+/// The port that the instance was told, when it answers there. On a shared network somebody else may answer: there the
+/// socket has to be one of the instance's.
+async fn as_told(local: &Local, listening: &[SocketAddr]) -> Option<SocketAddr> {
+    let told = local.address;
+    let may_be = !local.shared_network || listening.iter().any(|address| address.port() == told.port());
+    (may_be && accepts(told).await).then_some(told)
+}
+
+/// An instance that serves elsewhere may only have needed longer for the port that it was told.
+async fn as_told_after_all(local: &Local, pid: i32) -> Option<SocketAddr> {
+    let told = as_told(local, &listening(local, pid).await).await?;
+    logs::note(&local.folder, &format!("it listens on PORT={} now; its traffic goes there", told.port()));
+    Some(told)
+}
+
+async fn listening(local: &Local, pid: i32) -> Vec<SocketAddr> {
+    let shared_network = local.shared_network;
+    tokio::task::spawn_blocking(move || ports::listening(pid, shared_network)).await.unwrap_or_default()
 }
 
 fn only_loopback(local: &mut Local, listening: &[SocketAddr]) {
@@ -157,9 +195,14 @@ async fn accepts(address: SocketAddr) -> bool {
     matches!(tokio::time::timeout(CONNECT, connect).await, Ok(Ok(_)))
 }
 
-/// The monitor of an instance, if there is one.
+/// The monitor of an instance, if there is one. It writes its pid into what it locks; what it says of itself later may still be what
+/// another before it said.
 pub(super) fn monitor_pid(folder: &Path) -> Option<Pid> {
-    is_locked(folder).then(|| read(folder).map(|said| said.monitor))?
+    if !is_locked(folder) {
+        return None;
+    }
+    let written = fs::read_to_string(folder.join("lock")).ok().and_then(|pid| pid.trim().parse().ok());
+    written.map(Pid::from_raw).or_else(|| read(folder).map(|said| said.monitor))
 }
 
 /// The program of an instance, as far as its monitor said.

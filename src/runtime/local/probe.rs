@@ -34,7 +34,7 @@ pub(super) fn idmapped(data_dir: &Path, own_binary: &Path, ids: Ids) -> Result<b
     }
     let output = if first.status.code() == Some(i32::from(NO_IDMAP)) { try_it(false)? } else { first };
     if output.status.success() {
-        tracing::info!("this file system has no idmapped mounts: layers are unpacked with shifted owners");
+        tracing::info!("idmapped mounts cannot be used here: layers are unpacked with shifted owners");
         return Ok(false);
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -108,8 +108,17 @@ fn assemble(spec: &Spec, user_namespace: Option<&OwnedFd>) -> io::Result<PathBuf
     let trusted = if spec.ids == Ids::Caller { ",userxattr" } else { "" };
     let options = format!("lowerdir={},upperdir=upper,workdir=work{trusted}", lower.join(":"));
     mount(Some("overlay"), "root", Some("overlay"), PLAIN, Some(options.as_str()))
-        .map_err(|error| context("the kernel refuses overlay on this file system", error))?;
+        .map_err(|error| overlay_refused(error, user_namespace.is_some()))?;
     Ok(spec.stage.join("root"))
+}
+
+/// Kernels from 5.12 to 5.18 have idmapped mounts, and refuse to put them on top of each other.
+fn overlay_refused(error: Errno, idmapped: bool) -> io::Error {
+    let error = context("the kernel refuses overlay on this file system", error);
+    if idmapped && error.kind() == io::ErrorKind::InvalidInput {
+        return io::Error::new(io::ErrorKind::Unsupported, error);
+    }
+    error
 }
 
 /// `/proc`, `/dev`, `/tmp` and what is hidden of them.
@@ -286,4 +295,20 @@ fn c_path(path: &Path) -> io::Result<CString> {
 
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overlay_that_is_refused_for_its_idmapped_layers_may_be_tried_without() {
+        for (error, idmapped, expected) in [
+            (Errno::EINVAL, true, io::ErrorKind::Unsupported),
+            (Errno::EINVAL, false, io::ErrorKind::InvalidInput),
+            (Errno::EACCES, true, io::ErrorKind::PermissionDenied),
+        ] {
+            assert_eq!(overlay_refused(error, idmapped).kind(), expected, "{error} {idmapped}");
+        }
+    }
 }

@@ -21,7 +21,7 @@ use super::{
     cgroup::Cgroup,
     guard::{self, Excess},
     io_error,
-    network::Connection,
+    network::{self, Connection},
     spec::{File, Ids, Mount, Network, Spec, Tool, User},
 };
 use crate::{
@@ -141,7 +141,7 @@ impl<'a> Sandbox<'a> {
             mounts.push(Mount { source: out.clone(), target: place.to_owned(), read_only: false });
         }
         // Nothing waits from here on: who holds these gives them back.
-        let (number, network) = network(host, step.network)?;
+        let (number, network) = connect(host, step.network)?;
         let cgroup = host.cgroups.create(&format!("{job}-{}", step.name), &step.limits).map_err(prepare())?;
         let root = step.user == StepUser::Root && matches!(host.ids, Ids::Range { .. });
         let file = |file: &crate::runtime::StepFile| File { path: file.path.clone(), contents: file.contents.clone() };
@@ -154,7 +154,7 @@ impl<'a> Sandbox<'a> {
             mounts,
             files: step.files.iter().map(file).collect(),
             build_ca: host.build_ca.clone().filter(|_| step.trust == Trust::BuildCa),
-            resolv_conf: host.resolv_conf.clone(),
+            resolv_conf: network::resolv_conf(&host.connection),
             network,
             ids: host.ids,
             idmapped: host.idmapped,
@@ -227,6 +227,10 @@ impl<'a> Sandbox<'a> {
                 let place = self.host.data_dir.display();
                 (Ended::Signal(9), format!("stopped: the disk of {place} is nearly full, {left} MiB are left"))
             }
+            Excess::Files { left } => {
+                let place = self.host.data_dir.display();
+                (Ended::Signal(9), format!("stopped: the disk of {place} has room for {left} more files only"))
+            }
         };
         let line = LogLine { origin: step.name.to_owned(), stream: LogStream::Note, at: Timestamp::now(), text };
         // Whoever does not read the log any more does not miss this either.
@@ -277,7 +281,7 @@ fn mounts(host: &Host, folder: &Path, step: &Step) -> io::Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-fn network(host: &Host, wanted: StepNetwork) -> Result<(Option<u16>, Network), Error> {
+fn connect(host: &Host, wanted: StepNetwork) -> Result<(Option<u16>, Network), Error> {
     Ok(match (wanted, &host.connection) {
         (StepNetwork::None, _) => (None, Network::None),
         (StepNetwork::Outbound, Connection::Bridge(_)) => {

@@ -120,6 +120,15 @@ pub(super) fn close_on_exec() {
     unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
+/// Does the kernel know [`scope_sockets`]?
+pub(super) fn can_scope_sockets() -> bool {
+    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_uint = 1;
+    const ABI: libc::c_long = 6;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: with this flag the call takes no struct, and returns a version.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0, LANDLOCK_CREATE_RULESET_VERSION) >= ABI }
+}
+
 /// Keeps this process from connecting to abstract unix sockets of others, where the kernel can (Landlock, ABI 6).
 pub(super) fn scope_sockets() {
     #[repr(C)]

@@ -96,12 +96,17 @@ pub fn unblock() {
 
 pub fn next_signal(fd: RawFd) -> io::Result<i32> {
     let mut info = [0u8; SIGINFO_BYTES];
-    // SAFETY: the buffer has the size that is given.
-    let read = unsafe { read(fd, info.as_mut_ptr(), info.len()) };
-    if read < 4 {
-        return Err(io::Error::last_os_error());
+    loop {
+        // SAFETY: the buffer has the size that is given.
+        let read = unsafe { read(fd, info.as_mut_ptr(), info.len()) };
+        if read >= 4 {
+            return Ok(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
     }
-    Ok(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
 }
 
 /// Sends a signal to a child that was not reaped yet.

@@ -23,6 +23,10 @@ const LOG_BYTES: u64 = 4 << 20;
 const LINE_BYTES: usize = 16 << 10;
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+/// What could not be said for want of room on the disk is said again after this long.
+const RETRY_MILLISECONDS: i32 = 1000;
+/// How a program ended that never began.
+const CANNOT_START: &str = "exit:126";
 /// How long somebody else may hold the lock.
 const LOCK: Duration = Duration::from_secs(1);
 /// A program that ran for so long is not in a loop of crashes.
@@ -52,6 +56,8 @@ struct Monitor {
     log: Log,
     restarts: u32,
     stopping: bool,
+    /// What could not be written to `state`.
+    unsaid: Option<String>,
 }
 
 /// How a program ended, as it stands in `state`.
@@ -59,7 +65,7 @@ struct Ended(String);
 
 impl Monitor {
     fn new(directory: PathBuf, epiniod: PathBuf) -> io::Result<Self> {
-        let lock = File::create(directory.join("lock"))?;
+        let mut lock = OpenOptions::new().write(true).create(true).truncate(false).open(directory.join("lock"))?;
         // A daemon that looks whether it is locked holds it for a moment.
         let until = Instant::now() + LOCK;
         while !c::lock(lock.as_raw_fd()) {
@@ -68,10 +74,12 @@ impl Monitor {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        // On a full disk this cannot be said here; it is in `state` as well.
+        let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         c::new_session();
         let signals = c::signals(&[c::SIGTERM, c::SIGUSR1, c::SIGCHLD])?;
         let log = Log::open(&directory)?;
-        Ok(Self { directory, epiniod, _lock: lock, signals, log, restarts: 0, stopping: false })
+        Ok(Self { directory, epiniod, _lock: lock, signals, log, restarts: 0, stopping: false, unsaid: None })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -80,17 +88,18 @@ impl Monitor {
             let started = Instant::now();
             let ended = self.run_once()?;
             if self.stopping {
-                self.state(&format!("stopped {}", ended.0))?;
+                self.state(&format!("stopped {}", ended.0));
                 return Ok(());
             }
             if started.elapsed() >= STEADY {
                 back_off = FIRST_BACK_OFF;
             }
             let retry_at = now().as_secs() + back_off.as_secs();
-            self.state(&format!("backoff {} {retry_at}", ended.0))?;
-            self.log.line('n', format!("ended with {}; started again in {} s", ended.0.replace(':', " "), back_off.as_secs()).as_bytes())?;
+            self.state(&format!("backoff {} {retry_at}", ended.0));
+            let text = format!("ended with {}; started again in {} s", ended.0.replace(':', " "), back_off.as_secs());
+            self.log.line('n', text.as_bytes());
             if self.rest(back_off)? {
-                self.state(&format!("stopped {}", ended.0))?;
+                self.state(&format!("stopped {}", ended.0));
                 return Ok(());
             }
             back_off = (back_off * 2).min(LONGEST_BACK_OFF);
@@ -101,20 +110,29 @@ impl Monitor {
     /// Starts the sandbox and stays until its program has ended.
     fn run_once(&mut self) -> io::Result<Ended> {
         let spec = self.directory.join("spec.json");
-        let mut child = Command::new(&self.epiniod)
+        let spawned = Command::new(&self.epiniod)
             .args(["sandbox-init", "instance"])
             .arg(spec)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .spawn()?;
+            .spawn();
+        let mut child = match spawned {
+            Ok(child) => child,
+            Err(error) => {
+                self.log.line('e', format!("epiniod: the sandbox cannot be started: {error}").as_bytes());
+                return Ok(Ended(CANNOT_START.to_owned()));
+            }
+        };
         let (mut out, mut err) = (Lines::new('o', child.stdout.take()), Lines::new('e', child.stderr.take()));
-        let program = read_pid(&mut out)?;
+        let program = read_pid(&mut out);
         match program {
-            Some(pid) => self.state(&format!("running {pid} {} {}", start_ticks(pid), now().as_secs()))?,
-            None => self.state("starting")?,
+            Some(pid) => self.state(&format!("running {pid} {} {}", start_ticks(pid), now().as_secs())),
+            None => self.state("starting"),
         }
+        // Until there is a program, what sets the sandbox up is what can be ended.
+        let target = program.or_else(|| i32::try_from(child.id()).ok());
         let mut ended = None;
         let mut stop_sent = false;
         c::shed();
@@ -122,32 +140,39 @@ impl Monitor {
             let mut fds = vec![self.signals];
             fds.extend([&out, &err].into_iter().filter_map(|lines| lines.fd()));
             // Whoever was started by the program may keep the pipes open: they are not waited for.
-            let timeout = if ended.is_some() { 200 } else { -1 };
+            let timeout = match (&ended, &self.unsaid) {
+                (Some(_), _) => 200,
+                (None, Some(_)) => RETRY_MILLISECONDS,
+                (None, None) => -1,
+            };
             let ready = c::wait_readable(&fds, timeout)?;
-            if ready.is_empty() {
+            if ready.is_empty() && ended.is_some() {
                 break;
+            }
+            if let Some(state) = self.unsaid.take() {
+                self.state(&state);
             }
             for lines in [&mut out, &mut err] {
                 if lines.fd().is_some_and(|fd| ready.contains(&fd)) {
-                    lines.read(&mut self.log)?;
+                    lines.read(&mut self.log);
                 }
             }
             if ready.contains(&self.signals) {
                 match c::next_signal(self.signals)? {
                     c::SIGTERM => self.stopping = true,
-                    c::SIGUSR1 => program.into_iter().for_each(|pid| c::send(pid, c::SIGKILL)),
+                    c::SIGUSR1 if ended.is_none() => target.into_iter().for_each(|pid| c::send(pid, c::SIGKILL)),
                     _ => {}
                 }
                 reap(&mut child, program, &mut ended);
             }
-            if self.stopping && !stop_sent {
+            if self.stopping && !stop_sent && ended.is_none() {
                 stop_sent = true;
-                program.into_iter().for_each(|pid| c::send(pid, c::SIGTERM));
+                target.into_iter().for_each(|pid| c::send(pid, c::SIGTERM));
             }
         }
-        out.end(&mut self.log)?;
-        err.end(&mut self.log)?;
-        Ok(ended.unwrap_or(Ended("exit:126".to_owned())))
+        out.end(&mut self.log);
+        err.end(&mut self.log);
+        Ok(ended.unwrap_or(Ended(CANNOT_START.to_owned())))
     }
 
     /// Waits out the back-off; true when a stop was asked for.
@@ -162,23 +187,24 @@ impl Monitor {
         Ok(false)
     }
 
-    /// Written beside and renamed: who reads it sees a whole one.
-    fn state(&self, state: &str) -> io::Result<()> {
+    /// Written beside and renamed: who reads it sees a whole one. A full disk stops no program: it is tried again.
+    fn state(&mut self, state: &str) {
         let temporary = self.directory.join("state.new");
-        fs::write(&temporary, format!("{} {} {state}\n", std::process::id(), self.restarts))?;
-        fs::rename(temporary, self.directory.join("state"))
+        let written = fs::write(&temporary, format!("{} {} {state}\n", std::process::id(), self.restarts))
+            .and_then(|()| fs::rename(temporary, self.directory.join("state")));
+        self.unsaid = written.is_err().then(|| state.to_owned());
     }
 }
 
 /// The first line that the sandbox's set-up writes is the pid of the program.
-fn read_pid(out: &mut Lines) -> io::Result<Option<i32>> {
-    let Some(pipe) = &mut out.pipe else { return Ok(None) };
+fn read_pid(out: &mut Lines) -> Option<i32> {
+    let pipe = out.pipe.as_mut()?;
     let mut text = String::new();
     let mut byte = [0];
-    while pipe.read(&mut byte)? == 1 && byte[0] != b'\n' {
+    while pipe.read_exact(&mut byte).is_ok() && byte[0] != b'\n' {
         text.push(char::from(byte[0]));
     }
-    Ok(text.parse().ok())
+    text.parse().ok()
 }
 
 /// Collects every child that has ended: the set-up, and the program.
@@ -220,30 +246,32 @@ impl Lines {
         self.pipe.is_some()
     }
 
-    fn read(&mut self, log: &mut Log) -> io::Result<()> {
-        let Some(pipe) = &mut self.pipe else { return Ok(()) };
+    fn read(&mut self, log: &mut Log) {
+        let Some(pipe) = &mut self.pipe else { return };
         let mut buffer = [0; 8192];
-        let read = pipe.read(&mut buffer)?;
+        let read = match pipe.read(&mut buffer) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            Err(_) => 0,
+        };
         if read == 0 {
             self.pipe = None;
         }
         for byte in &buffer[..read] {
             if *byte == b'\n' || self.line.len() >= LINE_BYTES {
-                log.line(self.stream, &self.line)?;
+                log.line(self.stream, &self.line);
                 self.line.clear();
             }
             if *byte != b'\n' {
                 self.line.push(*byte);
             }
         }
-        Ok(())
     }
 
-    fn end(&mut self, log: &mut Log) -> io::Result<()> {
+    fn end(&mut self, log: &mut Log) {
         if !self.line.is_empty() {
-            log.line(self.stream, &self.line)?;
+            log.line(self.stream, &self.line);
         }
-        Ok(())
     }
 }
 
@@ -262,19 +290,26 @@ impl Log {
         Ok(Self { path, file, size })
     }
 
-    fn line(&mut self, stream: char, text: &[u8]) -> io::Result<()> {
+    /// A full disk must not stop the program: what cannot be written is lost.
+    fn line(&mut self, stream: char, text: &[u8]) {
         let mut line = format!("{} {stream} ", now().as_millis()).into_bytes();
         line.extend_from_slice(text.strip_suffix(b"\r").unwrap_or(text));
         line.push(b'\n');
         if self.size + line.len() as u64 > LOG_BYTES {
-            fs::rename(&self.path, self.path.with_extension("1"))?;
-            self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
-            self.size = 0;
+            self.rotate();
         }
-        self.size += line.len() as u64;
-        // A full disk must not stop the program: what cannot be written is lost.
-        let _ = self.file.write_all(&line);
-        Ok(())
+        if self.file.write_all(&line).is_ok() {
+            self.size += line.len() as u64;
+        }
+    }
+
+    /// Where there is no room for a new file, the old one is gone on with.
+    fn rotate(&mut self) {
+        let _ = fs::rename(&self.path, self.path.with_extension("1"));
+        if let Ok(file) = OpenOptions::new().create(true).append(true).open(&self.path) {
+            self.size = file.metadata().map_or(0, |metadata| metadata.len());
+            self.file = file;
+        }
     }
 }
 
