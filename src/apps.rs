@@ -173,12 +173,18 @@ impl Apps {
 
     /// Waits for this application's turn.
     async fn turn(&self, namespace: &Namespace, name: &AppName) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry((namespace.clone(), name.clone())).or_default())
-        };
-        turn.lock_owned().await
+        self.turns_of(namespace, name).lock_owned().await
+    }
+
+    /// This application's turn, when nobody has it.
+    fn turn_now(&self, namespace: &Namespace, name: &AppName) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        self.turns_of(namespace, name).try_lock_owned().ok()
+    }
+
+    fn turns_of(&self, namespace: &Namespace, name: &AppName) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry((namespace.clone(), name.clone())).or_default())
     }
 }
 

@@ -16,17 +16,26 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use self::proxy::Proxy;
 use crate::apps::{Lookup, RouteTable};
 
-/// How many connections may be open.
-const MAX_CONNECTIONS: usize = 10_000;
-/// How long the head of a request may take.
+/// How many connections may be open, where the limit of open files allows it.
+const MAX_CONNECTIONS: u64 = 10_000;
+/// Files that are open for other reasons.
+const OTHER_FILES: u64 = 256;
+/// How long the first bytes, and the head of a request, may take.
 const HEAD: Duration = Duration::from_secs(30);
+/// What HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How often is looked for the rest of it.
+const PREFACE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long requests may go on after a stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -48,7 +57,7 @@ impl Edge {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true);
         server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(max_connections()));
         let graceful = GracefulShutdown::new();
         loop {
             let place = tokio::select! {
@@ -73,12 +82,20 @@ impl Edge {
                 let edge = Arc::clone(&edge);
                 async move { Ok::<_, std::convert::Infallible>(edge.answer(request.map(Body::new), peer).await) }
             });
-            let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-            let watched = graceful.watch(connection);
+            let (server, watcher, stop) = (server.clone(), graceful.watcher(), stop.clone());
             tokio::spawn(async move {
+                let _place = place;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    began = tokio::time::timeout(HEAD, begins(&stream)) => {
+                        if !matches!(began, Ok(Ok(()))) {
+                            return;
+                        }
+                    }
+                }
+                let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
                 // A client that goes away is no event.
-                let _ = watched.await;
-                drop(place);
+                let _ = watcher.watch(connection.into_owned()).await;
             });
         }
         drop(listener);
@@ -96,11 +113,8 @@ impl Edge {
         let path = request.uri().path().to_owned();
         match self.routes.find(&host, &path) {
             Lookup::Backend(backend) => {
-                let retry = || match self.routes.find(&host, &path) {
-                    Lookup::Backend(backend) => Some(backend),
-                    _ => None,
-                };
-                self.proxy.forward(request, backend, retry, peer).await
+                let another = |tried: &[SocketAddr]| self.routes.another(&host, &path, tried);
+                self.proxy.forward(request, backend, another, peer).await
             }
             Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
@@ -114,6 +128,27 @@ impl Edge {
             || host.parse::<std::net::IpAddr>().is_ok()
             || host.strip_prefix("epinio.") == Some(self.system_domain.as_str())
     }
+}
+
+/// Ends when a client has begun to say something. What comes after has a deadline of the server's; which protocol it is, the server
+/// would wait for without one.
+async fn begins(stream: &TcpStream) -> std::io::Result<()> {
+    let mut bytes = [0; PREFACE.len()];
+    loop {
+        let length = stream.peek(&mut bytes).await?;
+        if length == 0 || length == PREFACE.len() || bytes[..length] != PREFACE[..length] {
+            return Ok(());
+        }
+        tokio::time::sleep(PREFACE_INTERVAL).await;
+    }
+}
+
+/// A request that is handed on has two connections.
+fn max_connections() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(MAX_CONNECTIONS, |(soft, _)| soft);
+    let most = (files.saturating_sub(OTHER_FILES) / 2).clamp(16, MAX_CONNECTIONS);
+    usize::try_from(most).unwrap_or(usize::MAX)
 }
 
 /// The host that a request is for: lower case, without port, brackets and the last dot.

@@ -102,7 +102,7 @@ impl Apps {
     }
 
     /// Makes the serving release have as many instances as it should. Instances that go are drained first.
-    async fn rescale(&self, app: &App) -> Result<(), Error> {
+    pub(super) async fn rescale(&self, app: &App) -> Result<(), Error> {
         let Some(number) = app.release else { return Ok(()) };
         let Some(release) = self.release(&release_id(app, number)).await? else { return Ok(()) };
         let leaving = self.surplus_backends(app, &release.id);
@@ -119,8 +119,9 @@ impl Apps {
         }
         let routes = self.routes(app);
         let domain = &self.settings.system_domain;
+        let own = [format!("epinio.{domain}"), domain.clone(), "localhost".to_owned()];
         for route in &routes {
-            if route.host() == format!("epinio.{domain}") || route.host() == domain {
+            if own.iter().any(|own| own == route.host()) || route.host().parse::<std::net::IpAddr>().is_ok() {
                 return Err(Error::RouteReserved(route.clone()));
             }
         }

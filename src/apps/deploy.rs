@@ -1,6 +1,10 @@
 //! Releases: made, started, gated, switched to, drained.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -17,6 +21,9 @@ use crate::{
 
 /// Releases that are kept for each application.
 const KEPT_RELEASES: usize = 10;
+/// Lines that are shown of a release that does not come up, and those that they are looked for in.
+const LAST_WORDS: usize = 20;
+const LOOKED_THROUGH: usize = 10_000;
 
 /// What is to be deployed.
 #[derive(Debug, Clone)]
@@ -143,7 +150,11 @@ impl Apps {
                 self.runtime.remove(&release.id, Duration::ZERO).await?;
                 self.settle(&release.id, ReleaseState::Failed { cause: unhealthy.cause.clone() }).await?;
                 let cause = unhealthy.cause.clone();
-                self.objects.modify::<App>(&key(app), |app| app.failure = Some(cause.clone())).await?;
+                let app = self.objects.modify::<App>(&key(app), |app| app.failure = Some(cause.clone())).await?.value;
+                // It may have made way for this one.
+                if let Err(error) = self.rescale(&app).await {
+                    tracing::error!(app = %app.name, error = %chain(&error), "starting the release before again failed");
+                }
                 let Unhealthy { cause, last_words } = unhealthy;
                 Err(Error::NotHealthy { number: release.id.number, cause, last_words })
             }
@@ -179,17 +190,27 @@ impl Apps {
         let cause = format!(
             "it did not accept connections within {seconds} s; it has to listen on 0.0.0.0 and the port in $PORT"
         );
-        Unhealthy { cause, last_words: self.last_words(&release.id.namespace, &release.id.app).await }
+        Unhealthy { cause, last_words: self.last_words(&release.id).await }
     }
 
-    /// The last lines that the instances of an application wrote.
-    async fn last_words(&self, namespace: &Namespace, name: &AppName) -> Vec<String> {
+    /// The last lines that the instances of a release wrote. Those of others, which serve meanwhile, are no explanation.
+    async fn last_words(&self, id: &ReleaseId) -> Vec<String> {
         use futures::StreamExt as _;
-        let query = crate::runtime::LogQuery { tail: Some(20), follow: false };
-        match self.runtime.logs(namespace, name, query).await {
-            Ok(lines) => lines.map(|line| line.text).collect().await,
-            Err(_) => Vec::new(),
+        let query = crate::runtime::LogQuery { tail: Some(LOOKED_THROUGH), follow: false };
+        let Ok(mut lines) = self.runtime.logs(&id.namespace, &id.app, query).await else { return Vec::new() };
+        let of_release = format!("{}-{}-", id.app, id.number);
+        let mut words = VecDeque::new();
+        while let Some(line) = lines.next().await {
+            // The namespace may be in front.
+            let (_, instance) = line.origin.rsplit_once('_').unwrap_or(("", &line.origin));
+            if instance.starts_with(&of_release) {
+                words.push_back(line.text);
+                if words.len() > LAST_WORDS {
+                    words.pop_front();
+                }
+            }
         }
+        words.into()
     }
 
     /// Gives the traffic to a release, and lets the one before go.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Apps, Backend, Error, Target, deploy::describe, release_id};
 use crate::{
-    model::{App, Release, ReleaseId, ReleaseState, Route},
+    model::{App, AppName, Namespace, Release, ReleaseId, ReleaseState, Route},
     runtime::{Instance, InstanceState},
     store::Key,
     telemetry::chain,
@@ -30,25 +30,34 @@ pub(super) struct Transit {
 }
 
 impl Apps {
-    /// Takes up what a daemon before left: starts what should serve, goes on with deployments.
+    /// Takes up what a daemon before left: starts what should serve, goes on with deployments and deletions.
     pub async fn recover(self: &Arc<Self>) -> Result<(), Error> {
         for stored in self.objects.list::<Release>(None).await? {
-            let release = stored.value;
-            if release.state != ReleaseState::Starting {
-                continue;
+            let Release { id, state, .. } = stored.value;
+            if self.objects.get::<App>(&Key::app(&id.namespace, &id.app)).await?.is_none() {
+                self.forget(&id).await?;
+            } else if state == ReleaseState::Starting {
+                let apps = Arc::clone(self);
+                self.tasks.spawn(async move {
+                    if let Err(error) = apps.resume(&id).await {
+                        tracing::warn!(release = %id, error = %chain(&error), "a deployment that was interrupted failed");
+                    }
+                });
             }
-            let key = Key::app(&release.id.namespace, &release.id.app);
-            let Some(app) = self.objects.get::<App>(&key).await? else { continue };
-            let apps = Arc::clone(self);
-            self.tasks.spawn(async move {
-                let _turn = apps.turn(&release.id.namespace, &release.id.app).await;
-                let id = release.id.clone();
-                if let Err(error) = apps.bring_up(&app.value, release).await {
-                    tracing::warn!(release = %id, error = %chain(&error), "a deployment that was interrupted failed");
-                }
-            });
         }
         self.sweep().await
+    }
+
+    /// Goes on with a deployment, unless somebody has changed its mind since.
+    async fn resume(&self, id: &ReleaseId) -> Result<(), Error> {
+        let _turn = self.turn(&id.namespace, &id.app).await;
+        let Some(app) = self.objects.get::<App>(&Key::app(&id.namespace, &id.app)).await? else { return Ok(()) };
+        match self.release(id).await? {
+            Some(release) if release.state == ReleaseState::Starting => {
+                self.bring_up(&app.value, release).await.map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Runs until the token is cancelled.
@@ -99,29 +108,45 @@ impl Apps {
         }
     }
 
-    /// Starts what is missing, stops what nobody wants, then refreshes the routes.
+    /// Starts what is missing, stops what nobody wants, then refreshes the routes. An application that somebody changes
+    /// at this moment is left to them.
     async fn sweep(&self) -> Result<(), Error> {
-        let mut wanted = HashSet::new();
-        for stored in self.objects.list::<App>(None).await? {
-            let app = stored.value;
-            let Some(number) = app.release else { continue };
-            let Some(release) = self.release(&release_id(&app, number)).await? else { continue };
-            wanted.insert(release.id.clone());
-            if let Err(error) = self.runtime.apply(&self.workload(&release, app.instances)).await {
-                tracing::error!(release = %release.id, error = %chain(&error), "starting a release failed");
-            }
-        }
-        for stored in self.objects.list::<Release>(None).await? {
-            if stored.value.state == ReleaseState::Starting {
-                wanted.insert(stored.value.id);
-            }
-        }
-        for id in self.runtime.workloads().await? {
-            if !wanted.contains(&id) && !self.in_transit.has(&id) {
-                self.runtime.remove(&id, self.settings.grace).await?;
+        let apps = self.objects.list::<App>(None).await?;
+        let mut names: HashSet<_> =
+            apps.into_iter().map(|stored| (stored.value.namespace, stored.value.name)).collect();
+        // Also of applications that are gone something may be left.
+        names.extend(self.runtime.workloads().await?.into_iter().map(|id| (id.namespace, id.app)));
+        for (namespace, name) in names {
+            if let Some(_turn) = self.turn_now(&namespace, &name) {
+                self.put_right(&namespace, &name).await?;
             }
         }
         self.refresh().await
+    }
+
+    /// Makes what runs of an application what should run. The caller has its turn: nothing that is read here changes meanwhile.
+    async fn put_right(&self, namespace: &Namespace, name: &AppName) -> Result<(), Error> {
+        let app = self.objects.get::<App>(&Key::app(namespace, name)).await?.map(|stored| stored.value);
+        let serving = app.as_ref().and_then(|app| Some(release_id(app, app.release?)));
+        if let (Some(app), Some(id)) = (&app, &serving)
+            && let Some(release) = self.release(id).await?
+            && let Err(error) = self.runtime.apply(&self.workload(&release, app.instances)).await
+        {
+            tracing::error!(release = %release.id, error = %chain(&error), "starting a release failed");
+        }
+        for id in self.runtime.workloads().await? {
+            if (&id.namespace, &id.app) != (namespace, name)
+                || Some(&id) == serving.as_ref()
+                || self.in_transit.has(&id)
+            {
+                continue;
+            }
+            let release = if app.is_some() { self.release(&id).await? } else { None };
+            if release.is_none_or(|release| release.state != ReleaseState::Starting) {
+                self.runtime.remove(&id, self.settings.grace).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Rebuilds the route table from what runs.
@@ -169,6 +194,7 @@ impl Apps {
         let backend = backends
             .entry((id.clone(), instance.to_owned(), address))
             .or_insert_with(|| Arc::new(Backend::new(instance.to_owned(), address)));
+        backend.is_up();
         Arc::clone(backend)
     }
 
@@ -180,9 +206,14 @@ impl Apps {
     /// The backends beyond the number of instances that an application should have.
     pub(super) fn surplus_backends(&self, app: &App, id: &ReleaseId) -> Vec<Arc<Backend>> {
         let mut backends = self.backends_of(id);
-        backends.sort_by(|a, b| a.instance.cmp(&b.instance));
+        backends.sort_by_key(|backend| index_of(&backend.instance));
         backends.split_off(backends.len().min(app.instances as usize))
     }
+}
+
+/// The last part of the name of an instance. The runtime stops those with the highest.
+fn index_of(instance: &str) -> Option<u32> {
+    instance.rsplit_once('-')?.1.parse().ok()
 }
 
 fn why_nothing_serves(app: &App, instances: &[Instance]) -> String {

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -40,6 +40,8 @@ pub struct Backend {
     pub address: SocketAddr,
     in_flight: AtomicUsize,
     idle: Notify,
+    /// It did not accept a connection; somebody will look.
+    down: AtomicBool,
 }
 
 /// What the table knows about a host and path.
@@ -70,22 +72,38 @@ impl RouteTable {
 
     /// `host` is lower case and without a port.
     pub fn find(&self, host: &str, path: &str) -> Lookup {
-        let table = self.table.load();
-        let found = table.get(host).and_then(|routes| routes.iter().find(|(route, _)| route.takes_path(path)));
-        match found {
-            None => Lookup::Unknown,
-            Some((_, target)) => match target.pick() {
-                Some(guard) => Lookup::Backend(guard),
-                None => Lookup::Unavailable(Arc::clone(target)),
-            },
+        self.find_but(host, path, &[])
+    }
+
+    /// A backend that was not tried yet.
+    pub fn another(&self, host: &str, path: &str, tried: &[SocketAddr]) -> Option<InFlight> {
+        match self.find_but(host, path, tried) {
+            Lookup::Backend(backend) => Some(backend),
+            Lookup::Unavailable(_) | Lookup::Unknown => None,
+        }
+    }
+
+    fn find_but(&self, host: &str, path: &str, tried: &[SocketAddr]) -> Lookup {
+        loop {
+            let table = self.table.load();
+            let found = table.get(host).and_then(|routes| routes.iter().find(|(route, _)| route.takes_path(path)));
+            let Some((_, target)) = found else { return Lookup::Unknown };
+            let Some(guard) = target.pick(tried) else { return Lookup::Unavailable(Arc::clone(target)) };
+            // Whoever has replaced the table since may have seen this backend idle, and be stopping it.
+            if Arc::ptr_eq(&table, &self.table.load()) {
+                return Lookup::Backend(guard);
+            }
         }
     }
 }
 
 impl Target {
-    /// The backend with the fewest requests in flight.
-    fn pick(&self) -> Option<InFlight> {
-        let backend = self.backends.iter().min_by_key(|backend| backend.in_flight.load(Ordering::Relaxed))?;
+    /// The backend with the fewest requests in flight. One that is down comes last: it answers fast, and nothing.
+    fn pick(&self, tried: &[SocketAddr]) -> Option<InFlight> {
+        let untried = self.backends.iter().filter(|backend| !tried.contains(&backend.address));
+        let load =
+            |backend: &&Arc<Backend>| (backend.down.load(Ordering::Relaxed), backend.in_flight.load(Ordering::Relaxed));
+        let backend = untried.min_by_key(load)?;
         backend.in_flight.fetch_add(1, Ordering::SeqCst);
         Some(InFlight(Arc::clone(backend)))
     }
@@ -93,7 +111,12 @@ impl Target {
 
 impl Backend {
     pub fn new(instance: String, address: SocketAddr) -> Self {
-        Self { instance, address, in_flight: AtomicUsize::new(0), idle: Notify::new() }
+        Self { instance, address, in_flight: AtomicUsize::new(0), idle: Notify::new(), down: AtomicBool::new(false) }
+    }
+
+    /// It was seen to accept connections.
+    pub fn is_up(&self) {
+        self.down.store(false, Ordering::Relaxed);
     }
 
     /// Ends when no request is in flight. Take the backend out of the table first.
@@ -116,6 +139,11 @@ impl InFlight {
     pub fn instance(&self) -> &str {
         &self.0.instance
     }
+
+    /// It does not accept connections: others are preferred until it is looked at again.
+    pub fn is_down(&self) {
+        self.0.down.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for InFlight {
@@ -123,5 +151,46 @@ impl Drop for InFlight {
         if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.idle.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(ports: &[u16]) -> RouteTable {
+        let backends = ports.iter().map(|port| {
+            let address = SocketAddr::from(([127, 0, 0, 1], *port));
+            Arc::new(Backend::new(format!("app-1-{port}"), address))
+        });
+        let release = ReleaseId { namespace: "workspace".parse().unwrap(), app: "app".parse().unwrap(), number: 1 };
+        let target = Target { release, backends: backends.collect(), reason: None };
+        let table = RouteTable::default();
+        table.replace([("app.localhost".parse().unwrap(), Arc::new(target))]);
+        table
+    }
+
+    #[test]
+    fn another_is_none_of_those_that_were_tried() {
+        let table = table(&[1, 2]);
+        let Lookup::Backend(first) = table.find("app.localhost", "/") else { panic!("there are two") };
+        let second = table.another("app.localhost", "/", &[first.address()]).unwrap();
+        assert_ne!(first.address(), second.address());
+        assert!(table.another("app.localhost", "/", &[first.address(), second.address()]).is_none());
+    }
+
+    #[test]
+    fn who_is_down_comes_last_and_comes_when_there_is_nobody_else() {
+        let table = table(&[1, 2]);
+        let pick = || match table.find("app.localhost", "/") {
+            Lookup::Backend(backend) => backend,
+            _ => panic!("there are two"),
+        };
+        let down = pick();
+        down.is_down();
+        let others: Vec<_> = (0..3).map(|_| pick()).collect();
+        assert!(others.iter().all(|other| other.address() != down.address()));
+        others[0].is_down();
+        assert_eq!(pick().address(), down.address(), "of two that are down the one with less to do");
     }
 }

@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use axum::body::Body;
-use futures::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use http_body_util::BodyExt as _;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -14,21 +14,13 @@ use super::pages::{self, Accept};
 use crate::apps::InFlight;
 
 const CONNECT: Duration = Duration::from_secs(5);
-/// Connections that nobody uses are closed after this long: sooner than servers usually do.
-const IDLE: Duration = Duration::from_secs(4);
+/// Connections that nobody uses are closed after this long: sooner than servers usually do (gunicorn waits 2 s, node 5 s).
+const IDLE: Duration = Duration::from_millis(1500);
 /// How often a request that no instance has seen is tried elsewhere.
 const ATTEMPTS: usize = 3;
 /// RFC 9110, section 7.6.1: what is between two neighbours only.
-const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "proxy-authenticate",
-];
+const HOP_BY_HOP: [&str; 7] =
+    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "proxy-authenticate"];
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -56,7 +48,7 @@ impl Proxy {
         &self,
         mut request: Request<Body>,
         backend: InFlight,
-        another: impl Fn() -> Option<InFlight>,
+        another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
         peer: SocketAddr,
     ) -> Response<Body> {
         let accept = Accept::of(&request);
@@ -67,9 +59,9 @@ impl Proxy {
         // accept a connection a moment ago.
         let repeatable =
             matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && is_empty(&request);
-        let backend = if repeatable { backend } else { reachable(backend, &another).await };
+        let mut backend = if repeatable { backend } else { reachable(backend, &another).await };
         let (head, body) = request.into_parts();
-        let (mut body, mut backend) = (Some(body), backend);
+        let (mut body, mut tried) = (Some(body), Vec::new());
         for attempt in 1.. {
             let mut again = Request::new(body.take().unwrap_or_else(Body::empty));
             *again.method_mut() = head.method.clone();
@@ -79,8 +71,11 @@ impl Proxy {
             match self.client.request(again).await {
                 Ok(response) => return finish(response, backend, client_side),
                 Err(error) => {
-                    let next = (repeatable && attempt < ATTEMPTS).then(&another).flatten();
-                    match next {
+                    if error.is_connect() {
+                        backend.is_down();
+                    }
+                    tried.push(backend.address());
+                    match (repeatable && attempt < ATTEMPTS).then(|| another(&tried)).flatten() {
                         Some(next) => backend = next,
                         None => return failed(&accept, &backend, &error),
                     }
@@ -92,13 +87,16 @@ impl Proxy {
 }
 
 /// The backend, or another one when it does not accept connections any more.
-async fn reachable(mut backend: InFlight, another: impl Fn() -> Option<InFlight>) -> InFlight {
+async fn reachable(mut backend: InFlight, another: impl Fn(&[SocketAddr]) -> Option<InFlight>) -> InFlight {
+    let mut tried = Vec::new();
     for _ in 1..ATTEMPTS {
         let connect = tokio::net::TcpStream::connect(backend.address());
         if matches!(tokio::time::timeout(CONNECT, connect).await, Ok(Ok(_))) {
             break;
         }
-        match another() {
+        backend.is_down();
+        tried.push(backend.address());
+        match another(&tried) {
             Some(next) => backend = next,
             None => break,
         }
@@ -128,8 +126,10 @@ fn finish(
     strip(response.headers_mut(), None);
     response.map(|body| {
         let busy = backend;
-        Body::from_stream(Body::new(body).into_data_stream().inspect(move |_| {
+        // Frames as they are: data, and trailers.
+        Body::new(body.map_frame(move |frame| {
             let _ = &busy;
+            frame
         }))
     })
 }
@@ -141,19 +141,17 @@ fn failed(accept: &Accept, backend: &InFlight, error: &hyper_util::client::legac
 }
 
 fn prepare(request: &mut Request<Body>, peer: SocketAddr, upgrade: Option<&HeaderValue>) {
-    if let (Some(authority), false) = (request.uri().authority().cloned(), request.headers().contains_key(header::HOST))
+    // HTTP/2 has no Host; in HTTP/1.1 a URI with one counts more (RFC 9112, section 3.2.2).
+    if let Some(authority) = request.uri().authority().cloned()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
-        // HTTP/2 has no Host.
         request.headers_mut().insert(header::HOST, host);
     }
     let headers = request.headers_mut();
     strip(headers, upgrade);
-    let before = headers.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok());
-    let from = before.map_or_else(|| peer.ip().to_string(), |before| format!("{before}, {}", peer.ip()));
-    if let Ok(value) = HeaderValue::from_str(&from) {
-        headers.insert(FORWARDED_FOR, value);
-    }
+    // HTTP/2 may send cookies one by one (RFC 9113, section 8.2.3).
+    join(headers, &header::COOKIE, "; ", None);
+    join(headers, &FORWARDED_FOR, ", ", Some(peer.ip().to_string()));
     if let Some(host) = headers.get(header::HOST).cloned() {
         headers.insert(FORWARDED_HOST, host);
     }
@@ -162,6 +160,15 @@ fn prepare(request: &mut Request<Body>, peer: SocketAddr, upgrade: Option<&Heade
         && let Ok(value) = HeaderValue::from_str(&request_id())
     {
         headers.insert(REQUEST_ID, value);
+    }
+}
+
+/// Makes one line of several, with one more value at the end.
+fn join(headers: &mut HeaderMap, name: &HeaderName, separator: &str, last: Option<String>) {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned);
+    let values: Vec<String> = values.chain(last).collect();
+    if let (false, Ok(value)) = (values.is_empty(), HeaderValue::from_str(&values.join(separator))) {
+        headers.insert(name, value);
     }
 }
 
@@ -186,10 +193,12 @@ fn strip(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
     }
 }
 
+/// The protocol that a client wants to change to. HTTP/2 is none: it would be one with us, and not with the instance.
 fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let connection = headers.get(header::CONNECTION)?.to_str().ok()?;
     let wanted = connection.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade"));
-    wanted.then(|| headers.get(header::UPGRADE).cloned())?
+    let protocol = headers.get(header::UPGRADE).filter(|_| wanted)?;
+    (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
 
 fn is_empty(request: &Request<Body>) -> bool {
@@ -207,4 +216,43 @@ fn request_id() -> String {
     let mut bytes = [0; 8];
     ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepared(version: Version, uri: &str, headers: &[(&str, &str)]) -> HeaderMap {
+        let mut request = Request::builder().version(version).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::empty()).unwrap();
+        let upgrade = wanted_upgrade(request.headers());
+        prepare(&mut request, ([192, 0, 2, 1], 7).into(), upgrade.as_ref());
+        request.headers().clone()
+    }
+
+    #[test]
+    fn what_is_said_in_several_lines_becomes_one() {
+        let given = [("x-forwarded-for", "a"), ("x-forwarded-for", "b"), ("cookie", "one=1"), ("cookie", "two=2")];
+        let headers = prepared(Version::HTTP_2, "http://app.localhost/", &given);
+        assert_eq!(headers[FORWARDED_FOR], "a, b, 192.0.2.1");
+        assert_eq!(headers[header::COOKIE], "one=1; two=2");
+        assert_eq!(headers[header::HOST], "app.localhost");
+    }
+
+    #[test]
+    fn the_host_of_a_uri_counts_more_than_that_of_a_header() {
+        let headers = prepared(Version::HTTP_11, "http://app.localhost:8080/", &[("host", "other")]);
+        assert_eq!((&headers[header::HOST], &headers[FORWARDED_HOST]), (&"app.localhost:8080", &"app.localhost:8080"));
+    }
+
+    #[test]
+    fn websockets_are_handed_on_and_other_versions_of_http_are_not() {
+        let upgrade = |protocol| prepared(Version::HTTP_11, "/", &[("connection", "Upgrade"), ("upgrade", protocol)]);
+        assert_eq!(upgrade("websocket")[header::UPGRADE], "websocket");
+        let headers = upgrade("h2c");
+        assert!(!headers.contains_key(header::UPGRADE) && !headers.contains_key(header::CONNECTION));
+    }
 }

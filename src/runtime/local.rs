@@ -96,8 +96,9 @@ struct Host {
 
 /// Runs this process as one that sets a sandbox up, when its arguments say so. Call it before anything starts a thread.
 pub fn run_role() -> Option<ExitCode> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    init::run(&args)
+    // Whoever is called with something else than text is called by somebody else.
+    let args: Option<Vec<String>> = std::env::args_os().skip(1).map(|arg| arg.into_string().ok()).collect();
+    init::run(&args?)
 }
 
 impl LocalRuntime {
