@@ -78,7 +78,8 @@ pub(super) fn build(settings: &Settings, base: &ImageName) -> Result<Step> {
     Ok(Step {
         image: StepImage::Image(base.clone()),
         files: vec![input_file(&input)?],
-        volumes: volumes(["rw workspace", "rw layers", "ro platform", "ro cnb"]),
+        // Compilers and package managers put gigabytes there, which no memory should hold.
+        volumes: volumes(["rw workspace", "rw layers", "ro platform", "ro cnb", "rw tmp"]),
         network: StepNetwork::Outbound,
         trust: Trust::BuildCa,
         limits: settings.limits.clone(),

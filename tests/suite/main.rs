@@ -12,6 +12,7 @@ mod cli_reference;
 mod command_line;
 mod crashes;
 mod daemon_life;
+mod edge;
 mod footprint;
 mod launcher;
 mod lifecycle;

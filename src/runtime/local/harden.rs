@@ -86,8 +86,9 @@ const REFUSED: [libc::c_long; 47] = [
     libc::SYS_userfaultfd,
 ];
 
-/// Gives up everything that the program is not to have. What comes after can only be the program.
-pub(super) fn drop_privileges(spec: &Spec) -> io::Result<()> {
+/// Gives up everything that the program is not to have. What comes after can only be the program; it starts with these
+/// signals blocked.
+pub(super) fn drop_privileges(spec: &Spec, blocked: &SigSet) -> io::Result<()> {
     limit(spec);
     let keeps: &[Capability] = if spec.user.uid == 0 { &ROOT_KEEPS } else { &[] };
     for capability in caps::runtime::thread_all_supported() {
@@ -106,7 +107,7 @@ pub(super) fn drop_privileges(spec: &Spec) -> io::Result<()> {
             caps::clear(None, set).map_err(|error| context("clearing capabilities", io::Error::other(error)))?;
         }
     }
-    reset_signals()?;
+    reset_signals(blocked)?;
     prctl::set_no_new_privs()?;
     // Nobody in the sandbox may look into what the program was before it starts.
     prctl::set_dumpable(false)?;
@@ -168,13 +169,13 @@ pub(super) fn go_first() {
     }
 }
 
-/// A program starts with no signal ignored or blocked, whatever the daemon did.
-fn reset_signals() -> io::Result<()> {
+/// A program starts with no signal ignored, whatever the daemon did.
+fn reset_signals(blocked: &SigSet) -> io::Result<()> {
     for number in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
         // SAFETY: the default action is no function of ours.
         unsafe { signal(number, SigHandler::SigDfl) }?;
     }
-    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(blocked), None)?)
 }
 
 /// Ends this process by a signal, so that its parent sees that one.

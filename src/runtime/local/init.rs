@@ -20,7 +20,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
     sys::{
-        signal::{Signal, kill},
+        signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
         stat::{Mode as FileMode, umask},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -47,6 +47,17 @@ enum Mode {
     Step,
     /// It writes the pid of the program to stdout and ends; its parent reaps the program.
     Instance,
+}
+
+impl Mode {
+    /// The kernel drops a signal that the first process of a namespace has no handler for yet, unless it is blocked. Who waits in
+    /// front of an instance reads what came before; a step is never asked to end.
+    fn blocked(self) -> SigSet {
+        match self {
+            Self::Step => SigSet::empty(),
+            Self::Instance => Signal::SIGTERM.into(),
+        }
+    }
 }
 
 /// Runs the role, when the arguments name it.
@@ -90,6 +101,7 @@ fn enter(mode: Mode, path: &Path) -> io::Result<ExitCode> {
     };
     let (ready, go) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     unshare(CloneFlags::CLONE_NEWPID).map_err(|error| context("making a pid namespace", error))?;
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mode.blocked()), None)?;
     let parent = if mode == Mode::Instance { Parent::Grandparent } else { Parent::Caller };
     match fork(parent)? {
         Forked::Child => {
@@ -172,7 +184,7 @@ fn inside(
         nix::unistd::setgroups(&[])?;
     }
     let program = Program::of(spec)?;
-    harden::drop_privileges(spec)?;
+    harden::drop_privileges(spec, &mode.blocked())?;
     if mode == Mode::Step {
         harden::die_with(&parent)?;
     }

@@ -15,6 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[path = "guest/http.rs"]
+mod http;
+
 unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
     fn fork() -> c_int;
@@ -61,6 +64,13 @@ fn main() {
         }
         ["serve"] => serve(&listen("0.0.0.0", &env::var("PORT").expect("PORT"))),
         ["serve", address, port] => serve(&listen(address, port)),
+        ["serve-late", port, seconds] => {
+            let early = listen("0.0.0.0", port);
+            std::thread::spawn(move || serve(&early));
+            std::thread::sleep(Duration::from_secs(seconds.parse().expect("a number")));
+            serve(&listen("0.0.0.0", &env::var("PORT").expect("PORT")));
+        }
+        ["http", version] => http::serve(version),
         ["attempt", name, arguments @ ..] => match attempt(name, arguments) {
             Ok(done) => {
                 println!("{name}: it could: {done}");

@@ -135,7 +135,9 @@ fn compile() -> PathBuf {
         return Path::new(&tools).join("guest");
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/sandbox/guest.rs");
-    let name = Digest::of(fs::read(&source).expect("the source of the guest")).hex();
+    let sources = [source.clone(), source.with_file_name("guest/http.rs")];
+    let sources = sources.map(|source| fs::read(source).expect("the source of the guest"));
+    let name = Digest::of(sources.concat()).hex();
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guest-{}", &name[..16]));
     if program.exists() {
         return program;

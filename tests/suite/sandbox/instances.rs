@@ -68,6 +68,87 @@ fn the_only_other_port_gets_the_traffic_and_the_log_says_so() {
 }
 
 #[test]
+fn another_port_is_given_up_for_the_one_that_was_told() {
+    as_root(async {
+        let house = House::open().await;
+        let mut workload = house.workload("late", 1);
+        workload.image = image(&house.blobs, "serve-late 9229 0").await;
+        assert_eq!(
+            house.start(&workload).await[0].port(),
+            8080,
+            "one that comes at once has no time to be the only one"
+        );
+        let mut later = house.workload("later", 1);
+        later.image = image(&house.blobs, "serve-late 9229 3").await;
+        assert_eq!(house.start(&later).await[0].port(), 9229);
+        let told = |states: &[InstanceState]| match states {
+            [InstanceState::Ready { address }] if address.port() == 8080 => Some(()),
+            _ => None,
+        };
+        house.wait(&later, "the traffic goes to the port that was told", told).await;
+        house.close().await;
+    });
+}
+
+#[test]
+fn who_is_stopped_at_once_is_gone() {
+    as_root(async {
+        let house = House::open().await;
+        let workload = house.workload("brief", 1);
+        let started = std::time::Instant::now();
+        for _ in 0..10 {
+            house.runtime.apply(&workload).await.unwrap();
+            house.runtime.remove(&workload.id, PATIENCE).await.unwrap();
+        }
+        assert!(started.elapsed() < PATIENCE, "SIGTERM is not lost, however early: {:?}", started.elapsed());
+        let mut scaled = house.workload("scaled", 1);
+        for instances in [2, 1, 2] {
+            scaled.instances = instances;
+            house.runtime.apply(&scaled).await.unwrap();
+        }
+        house.ready(&scaled).await;
+        house.close().await;
+    });
+}
+
+#[test]
+fn a_monitor_is_started_again_with_what_the_machine_is_like_now() {
+    as_root(async {
+        let house = House::open().await;
+        let workload = house.workload("moved", 1);
+        let address = house.start(&workload).await[0];
+        let spec = instance(&house).join("spec.json");
+        kill(monitor(&house));
+        wait_for_end(monitor(&house)).await;
+        // As if the machine had been started anew, in another network.
+        let house = house
+            .reopen_after(|| {
+                let text = fs::read_to_string(&spec).unwrap();
+                fs::write(&spec, text.replace(&address.ip().to_string(), "10.99.99.9")).unwrap();
+            })
+            .await;
+        assert_eq!(house.ready(&workload).await, [address]);
+        assert_eq!(ask(address, "hello"), "you said hello\n");
+        house.close().await;
+    });
+}
+
+#[test]
+fn what_cannot_be_read_any_more_is_ended() {
+    as_root(async {
+        let house = House::open().await;
+        let address = house.start(&house.workload("damaged", 1)).await[0];
+        let folder = instance(&house).parent().unwrap().to_owned();
+        let house = house.reopen_after(|| fs::write(folder.join("workload.json"), "{").unwrap()).await;
+        assert_eq!(house.runtime.workloads().await.unwrap(), []);
+        assert!(!folder.exists());
+        let gone = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        assert!(gone.is_err(), "nothing runs without being known");
+        house.close().await;
+    });
+}
+
+#[test]
 fn who_listens_on_loopback_only_is_told() {
     as_root(async {
         let house = House::open().await;
