@@ -65,6 +65,14 @@
 //! 3. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
 //!    another. Where nothing serves, a plain page says why.
 //!
+//! # What a sandbox reaches
+//!
+//! As root every build and every instance has a network of its own: out to the internet, and neither to this machine, nor
+//! to each other, nor to link-local addresses. A rootless daemon cannot make one: there a sandbox has the network of the
+//! machine, and reaches what any user's programs reach, listeners on loopback and link-local addresses included. The API and the
+//! registry answer 401 to whoever has no credential. Files, processes, and (from Linux 6.12) abstract sockets of others
+//! are out of reach in both cases. Without a cgroup memory is watched and processes are counted; the daemon says so.
+//!
 //! # State
 //!
 //! Everything durable is either a blob (content by digest, never changed) or an object of at most 256

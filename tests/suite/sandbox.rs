@@ -5,6 +5,7 @@
     reason = "clippy's own exception is for functions marked as tests, not for what they call"
 )]
 
+mod bombs;
 mod disks;
 pub mod hostile;
 pub mod house;

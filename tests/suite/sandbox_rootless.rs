@@ -14,9 +14,12 @@ use std::{
 use epiniod::runtime::{Access, Ended, LogStream, Runtime as _, Step, StepImage, StepNetwork, StepUser, VolumeMount};
 use tokio_util::sync::CancellationToken;
 
-use crate::sandbox::{
-    hostile::ATTEMPTS,
-    house::{House, PATIENCE, ask, image, rootless, step, text},
+use crate::{
+    sandbox::{
+        hostile::{ATTEMPTS, attempt_all, attempt_all_in_steps, check, private},
+        house::{House, ask, image, rootless, rootless_with, step, text},
+    },
+    support::{Daemon, Packages, RunBy},
 };
 
 #[test]
@@ -95,19 +98,17 @@ fn attempts_are_refused() {
     rootless("sandbox_rootless::attempts_are_refused", async {
         let house = House::open().await;
         let address = house.start(&house.workload("hostile", 1)).await[0];
+        // What there is belongs to the only user there is: it may be changed, in this sandbox.
         let own_root =
             ["create /file-in-the-root", "create /etc/file", "create /proc/self/root/file", "create /dev/file"];
         let data = format!("read {}", house.dir.path().display());
-        // What there is belongs to the only user there is: it may be changed, in this sandbox.
-        let attempts = ATTEMPTS.iter().filter(|attempt| !own_root.contains(attempt));
-        for attempt in attempts.copied().chain(["set-uid-program /set-uid-guest", &data]) {
-            let answer = ask(address, &format!("attempt {attempt}"));
-            assert!(answer.contains("refused"), "{attempt}: {answer}");
-            let mut step = step(StepImage::Image(house.image.clone()), ["attempt"]);
-            step.args.extend(attempt.split(' ').map(str::to_owned));
-            step.network = StepNetwork::Outbound;
-            house.attempt(step).await;
-        }
+        let more: [(&str, &[i32]); 2] =
+            [("set-uid-program /set-uid-guest", &[]), (&data, &[libc::ENOENT, libc::EACCES])];
+        let attempts = || ATTEMPTS.iter().filter(|(attempt, _)| !own_root.contains(attempt)).chain(&more);
+        attempt_all(address, attempts());
+        let mut build = step(StepImage::Image(house.image.clone()), []);
+        build.network = StepNetwork::Outbound;
+        attempt_all_in_steps(&house, &build, attempts()).await;
         let identity = ask(address, "identity");
         assert!(identity.contains("NoNewPrivs: 1") && identity.contains("Seccomp: 2"), "{identity}");
         house.close().await;
@@ -133,19 +134,48 @@ fn sockets_of_the_same_user_that_are_no_files_are_out_of_reach() {
 }
 
 #[test]
-fn bombs_are_stopped_without_a_cgroup() {
-    rootless("sandbox_rootless::bombs_are_stopped_without_a_cgroup", async {
+fn the_api_and_the_registry_want_a_credential() {
+    let listeners = "EPINIOD_TEST_LISTENERS";
+    let daemon = std::sync::OnceLock::new();
+    let started = || {
+        let daemon = daemon.get_or_init(|| Daemon::start_with(Packages::Shared, RunBy::Caller));
+        let all = private(daemon).map(|(port, path)| format!("127.0.0.1:{port} {path}"));
+        vec![(listeners, all.join(","))]
+    };
+    rootless_with("sandbox_rootless::the_api_and_the_registry_want_a_credential", started, async {
         let house = House::open().await;
-        let mut bomb = step(StepImage::Own, ["fork-bomb"]);
-        bomb.limits.pids = Some(32);
-        let said = text(&house.run(bomb).await.1);
-        let children: u32 = said.trim().trim_end_matches(" children").parse().expect("a number");
-        assert!((1..=32).contains(&children), "{said}");
-        let mut bomb = step(StepImage::Own, ["hold-memory"]);
-        bomb.limits.memory_bytes = Some(64 << 20);
-        bomb.deadline = PATIENCE;
-        let (outcome, lines) = house.run(bomb).await;
-        assert_eq!(outcome.ended, Ended::OutOfMemory, "{}", text(&lines));
+        let address = house.start(&house.workload("curious", 1)).await[0];
+        for target in std::env::var(listeners).unwrap().split(',') {
+            let answer = ask(address, &format!("attempt fetch {target}"));
+            assert!(answer.contains("refused: 401"), "the network is the machine's, and the door is locked: {answer}");
+            let mut build = step(StepImage::Own, ["attempt", "fetch"]);
+            build.args.extend(target.split(' ').map(str::to_owned));
+            build.network = StepNetwork::Outbound;
+            assert!(house.attempt(build).await.contains("refused: 401"));
+        }
+        house.close().await;
+    });
+}
+
+#[test]
+fn other_applications_are_out_of_reach_but_for_their_ports() {
+    rootless("sandbox_rootless::other_applications_are_out_of_reach_but_for_their_ports", async {
+        let house = House::open().await;
+        let (victim, curious) = (house.workload("victim", 1), house.workload("curious", 1));
+        let other = house.start(&victim).await[0];
+        let address = house.start(&curious).await[0];
+        let folder = house.dir.path().join("workloads/workspace_victim_1/0");
+        let state = std::fs::read_to_string(folder.join("state")).unwrap();
+        let pids: Vec<&str> = state.split(' ').collect();
+        for pid in [pids[0], pids[3]] {
+            let answer = ask(address, &format!("attempt signal {pid}"));
+            check("signal", &answer, &[libc::ESRCH]).unwrap();
+        }
+        for path in [folder.join("spec.json"), house.dir.path().join("layers"), house.dir.path().join("store")] {
+            let answer = ask(address, &format!("attempt read {}", path.display()));
+            check("read", &answer, &[libc::ENOENT, libc::EACCES]).unwrap();
+        }
+        assert_eq!(ask(other, "hello"), "you said hello\n");
         house.close().await;
     });
 }

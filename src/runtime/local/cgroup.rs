@@ -11,7 +11,7 @@ use nix::unistd::Uid;
 use crate::runtime::Limits;
 
 /// The group of this data directory, in each hierarchy there is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Cgroups {
     /// Each controller has a hierarchy of its own.
     V1 {
@@ -62,6 +62,13 @@ impl Cgroups {
     fn find(name: &str) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
+        // Root may use the top; everybody else only what was delegated to them.
+        let own = if Uid::effective().is_root() { None } else { Some(own.as_str()) };
+        Self::of(&mounts, own, name).ok_or_else(|| io::Error::other("none is mounted"))
+    }
+
+    /// The groups that there are by `/proc/self/mountinfo`. `own` is `/proc/self/cgroup` of who has to stay below their own.
+    fn of(mounts: &str, own: Option<&str>, name: &str) -> Option<Self> {
         let hierarchy = |controller: &str| -> Option<PathBuf> {
             let mount = mounts.lines().find_map(|line| {
                 let (left, right) = line.split_once(" - ")?;
@@ -78,17 +85,12 @@ impl Cgroups {
         if let (Some(memory), Some(cpu), Some(pids)) = (hierarchy("memory"), hierarchy("cpu"), hierarchy("pids")) {
             let group = |root: PathBuf| root.join(name);
             let cpuacct = hierarchy("cpuacct").filter(|place| *place != cpu).map(group);
-            return Ok(Self::V1 { memory: group(memory), cpu: group(cpu), pids: group(pids), cpuacct });
+            return Some(Self::V1 { memory: group(memory), cpu: group(cpu), pids: group(pids), cpuacct });
         }
-        let root = hierarchy("").ok_or_else(|| io::Error::other("none is mounted"))?;
-        // Root may use the top; everybody else only what was delegated to them.
-        let base = if Uid::effective().is_root() {
-            root
-        } else {
-            let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-            root.join(path.trim_start_matches('/'))
-        };
-        Ok(Self::V2 { root: base.join(name) })
+        let root = hierarchy("")?;
+        let below = own.map(|own| own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/"));
+        let base = below.map_or(root.clone(), |below| root.join(below.trim_start_matches('/')));
+        Some(Self::V2 { root: base.join(name) })
     }
 
     fn prepare(&self) -> io::Result<()> {
@@ -228,5 +230,67 @@ impl Cgroup {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         tracing::warn!(folders = ?self.folders, "a cgroup could not be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "\
+31 25 0:27 / /sys/fs/cgroup/memory rw,nosuid shared:9 - cgroup cgroup rw,memory
+32 25 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:10 - cgroup cgroup rw,cpu,cpuacct
+33 25 0:29 / /sys/fs/cgroup/pids rw shared:11 - cgroup cgroup rw,pids
+34 25 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+";
+    const V2: &str =
+        "30 24 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const HYBRID: &str = "35 25 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+    const DELEGATED: &str = "0::/user.slice/user-1000.slice/epiniod.service\n";
+
+    fn v1(cpu: &str, cpuacct: Option<&str>) -> Cgroups {
+        let group = |controller: &str| PathBuf::from(format!("/sys/fs/cgroup/{controller}/ours"));
+        Cgroups::V1 { memory: group("memory"), cpu: group(cpu), pids: group("pids"), cpuacct: cpuacct.map(group) }
+    }
+
+    fn v2(path: &str) -> Cgroups {
+        Cgroups::V2 { root: path.into() }
+    }
+
+    #[test]
+    fn the_groups_are_where_the_mounts_say() {
+        let apart = V1.replace("cpu,cpuacct rw shared", "cpu rw shared").replace("rw,cpu,cpuacct", "rw,cpu")
+            + "36 25 0:32 / /sys/fs/cgroup/cpuacct rw - cgroup cgroup rw,cpuacct\n";
+        let without_pids: String =
+            V1.lines().filter(|line| !line.contains("pids")).map(|line| format!("{line}\n")).collect();
+        for (what, mounts, own, expected) in [
+            ("version 1", V1.to_owned(), None, Some(v1("cpu,cpuacct", None))),
+            ("version 1, time counted elsewhere", apart, None, Some(v1("cpu", Some("cpuacct")))),
+            ("hybrid", format!("{HYBRID}{V1}"), None, Some(v1("cpu,cpuacct", None))),
+            (
+                "hybrid, a controller in version 2",
+                format!("{without_pids}{HYBRID}"),
+                None,
+                Some(v2("/sys/fs/cgroup/unified/ours")),
+            ),
+            ("version 2 as root", V2.to_owned(), None, Some(v2("/sys/fs/cgroup/ours"))),
+            (
+                "version 2 as a user",
+                V2.to_owned(),
+                Some(DELEGATED),
+                Some(v2("/sys/fs/cgroup/user.slice/user-1000.slice/epiniod.service/ours")),
+            ),
+            ("only the one of systemd", V1.lines().last().map(str::to_owned).unwrap_or_default(), None, None),
+            ("none", "22 1 0:20 / /proc rw - proc proc rw\n".to_owned(), None, None),
+        ] {
+            assert_eq!(Cgroups::of(&mounts, own, "ours"), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn without_a_group_there_are_no_limits_and_that_is_said() {
+        assert_eq!(Cgroups::None.describe(), "none");
+        let limits = Limits { memory_bytes: Some(1), ..Limits::default() };
+        assert_eq!(Cgroups::None.create("any", &limits).unwrap().folders, Vec::<PathBuf>::new());
     }
 }

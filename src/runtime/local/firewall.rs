@@ -30,7 +30,7 @@ const HOOK_POSTROUTING: u32 = 4;
 
 const REGISTER: u32 = 1;
 const VERDICT: u32 = 0;
-const DROP: u32 = 0;
+pub(super) const DROP: u32 = 0;
 pub(super) const ACCEPT: u32 = 1;
 pub(super) const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;

@@ -1,10 +1,12 @@
-//! The other firewalls of this machine: a chain that drops what is forwarded, as Docker sets one, gets two rules that
-//! let packets of our bridge through. They carry our mark, and are taken away with the bridge.
+//! The other firewalls of this machine: a chain that drops what is forwarded, as Docker and firewalld set one, gets two rules
+//! that let packets of our bridge through. They carry our mark, and are taken away with the bridge.
+//!
+//! The tables of the old iptables are no part of nf_tables, and cannot be seen from here: where there are any, it is said.
 
-use std::io;
+use std::{fs, io, sync::Once};
 
 use super::{
-    firewall::{ACCEPT, Batch, EQUAL, META_IIFNAME, META_OIFNAME, Rule, comment},
+    firewall::{ACCEPT, Batch, DROP, EQUAL, META_IIFNAME, META_OIFNAME, Rule, comment},
     netlink::{Netlink, attributes},
 };
 
@@ -23,13 +25,19 @@ struct Chain {
     family: u8,
     table: String,
     name: String,
+    /// What is forwarded comes by here.
+    forwards: bool,
     drops_forwarded: bool,
 }
 
 /// Lets packets of a bridge through every chain that drops. `mark` is how the rules are known again.
 pub(super) fn open(bridge: &str, mark: &str) -> io::Result<()> {
+    warn_of_old_tables(bridge);
     let mut netlink = Netlink::netfilter()?;
-    let chains = chains(&mut netlink)?;
+    let mut chains = chains(&mut netlink)?;
+    for chain in chains.iter_mut().filter(|chain| chain.forwards && chain.table != mark) {
+        chain.drops_forwarded |= ends_with_a_drop(&rules(&mut netlink, chain)?);
+    }
     for chain in places(&chains, mark) {
         if !handles(&mut netlink, chain, mark)?.is_empty() {
             continue;
@@ -93,15 +101,15 @@ fn chains(netlink: &mut Netlink) -> io::Result<Vec<Chain>> {
     const HOOK_NUMBER: u16 = 1;
     let answers = netlink.dump(Batch::question(NFT_MSG_GETCHAIN, 0))?;
     let chain = |(family, body): &(u8, Vec<u8>)| {
-        let attribute = |kind| attributes(body).find(|(found, _)| *found == kind).map(|(_, value)| value);
-        let hook = attribute(HOOK).and_then(|hook| attributes(hook).find(|(kind, _)| *kind == HOOK_NUMBER));
-        let forward = hook.is_some_and(|(_, number)| number == HOOK_FORWARD.to_be_bytes());
-        let drops = attribute(POLICY).is_some_and(|policy| policy == POLICY_DROP.to_be_bytes());
-        let (table, name) = (text(attribute(TABLE)?), text(attribute(NAME)?));
+        let hook = attribute(body, HOOK).and_then(|hook| attribute(hook, HOOK_NUMBER));
+        let forward = hook.is_some_and(|number| number == HOOK_FORWARD.to_be_bytes());
+        let drops = attribute(body, POLICY).is_some_and(|policy| policy == POLICY_DROP.to_be_bytes());
+        let (table, name) = (text(attribute(body, TABLE)?), text(attribute(body, NAME)?));
         matches!(*family, NFPROTO_INET | NFPROTO_IPV4).then_some(Chain {
             family: *family,
             table,
             name,
+            forwards: forward,
             drops_forwarded: forward && drops,
         })
     };
@@ -110,19 +118,70 @@ fn chains(netlink: &mut Netlink) -> io::Result<Vec<Chain>> {
 
 /// The rules of a chain that carry our mark.
 fn handles(netlink: &mut Netlink, chain: &Chain, mark: &str) -> io::Result<Vec<u64>> {
-    const TABLE: u16 = 1;
-    const CHAIN: u16 = 2;
     const HANDLE: u16 = 3;
     const USER_DATA: u16 = 7;
-    let question = Batch::question(NFT_MSG_GETRULE, chain.family).text(TABLE, &chain.table).text(CHAIN, &chain.name);
-    let answers = netlink.dump(question)?;
-    let handle = |(_, body): &(u8, Vec<u8>)| {
-        let attribute = |kind| attributes(body).find(|(found, _)| *found == kind).map(|(_, value)| value);
-        // Kernels before 3.17 answer with the rules of all chains.
-        let ours = attribute(USER_DATA)? == comment(mark) && text(attribute(CHAIN)?) == chain.name;
-        ours.then(|| attribute(HANDLE)?.try_into().ok().map(u64::from_be_bytes))?
+    let handle = |rule: &Vec<u8>| {
+        let ours = attribute(rule, USER_DATA)? == comment(mark);
+        ours.then(|| attribute(rule, HANDLE)?.try_into().ok().map(u64::from_be_bytes))?
     };
-    Ok(answers.iter().filter_map(handle).collect())
+    Ok(rules(netlink, chain)?.iter().filter_map(handle).collect())
+}
+
+/// The rules of a chain, as the kernel has them.
+fn rules(netlink: &mut Netlink, chain: &Chain) -> io::Result<Vec<Vec<u8>>> {
+    const TABLE: u16 = 1;
+    const CHAIN: u16 = 2;
+    let question = Batch::question(NFT_MSG_GETRULE, chain.family).text(TABLE, &chain.table).text(CHAIN, &chain.name);
+    let rules = netlink.dump(question)?.into_iter().map(|(_, rule)| rule);
+    // Kernels before 3.17 answer with the rules of all chains.
+    Ok(rules.filter(|rule| attribute(rule, CHAIN).map(text).as_ref() == Some(&chain.name)).collect())
+}
+
+/// Does the last rule take everything that came so far, and drop or reject it? A policy that accepts means nothing then.
+fn ends_with_a_drop(rules: &[Vec<u8>]) -> bool {
+    const EXPRESSIONS: u16 = 4;
+    const NAME: u16 = 1;
+    const DATA: u16 = 2;
+    let Some(expressions) = rules.last().and_then(|rule| attribute(rule, EXPRESSIONS)) else { return false };
+    let mut drops = false;
+    for (_, expression) in attributes(expressions) {
+        let data = attribute(expression, DATA).unwrap_or_default();
+        match attribute(expression, NAME).map(text).unwrap_or_default().as_str() {
+            "counter" => {}
+            "reject" => drops = true,
+            "immediate" => drops = verdict(data) == Some(DROP),
+            // As the iptables of nf_tables has some of its targets.
+            "target" => drops = attribute(data, NAME).map(text).is_some_and(|name| name == "REJECT" || name == "DROP"),
+            // A condition.
+            _ => return false,
+        }
+    }
+    drops
+}
+
+fn verdict(immediate: &[u8]) -> Option<u32> {
+    const DATA: u16 = 2;
+    const VERDICT: u16 = 2;
+    const CODE: u16 = 1;
+    let code = attribute(attribute(attribute(immediate, DATA)?, VERDICT)?, CODE)?;
+    code.try_into().ok().map(u32::from_be_bytes)
+}
+
+fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+fn warn_of_old_tables(bridge: &str) {
+    static SAID: Once = Once::new();
+    let tables = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+    if tables.lines().any(|table| table == "filter") {
+        SAID.call_once(|| {
+            tracing::warn!(
+                "this machine has rules of iptables-legacy, which cannot be looked at; if sandboxes do not reach the internet: \
+                 iptables-legacy -I FORWARD -i {bridge} -j ACCEPT; iptables-legacy -I FORWARD -o {bridge} -j ACCEPT"
+            );
+        });
+    }
 }
 
 fn text(value: &[u8]) -> String {
@@ -196,7 +255,20 @@ mod tests {
                 eprintln!("NOT RUN: this test needs the iptables of nf_tables");
                 return;
             }
-            assert!(iptables(&["-P", "FORWARD", "DROP"]).unwrap().status.success());
+            let set = |args: &[&str]| assert!(iptables(args).unwrap().status.success(), "{args:?}");
+            for last in [["-i", "lo", "-j", "DROP"], ["-p", "tcp", "-j", "REJECT"]] {
+                set(&[&["-A", "FORWARD"], &last[..]].concat());
+                open("evtest", MARK).unwrap();
+                assert_eq!(marked(), [("FORWARD".to_owned(), 0)], "{last:?} is not for everybody");
+            }
+            for last in ["DROP", "REJECT"] {
+                set(&["-A", "FORWARD", "-j", last]);
+                open("evtest", MARK).unwrap();
+                assert_eq!(marked(), [("FORWARD".to_owned(), 2)], "{last}");
+                close(MARK).unwrap();
+                set(&["-D", "FORWARD", "-j", last]);
+            }
+            set(&["-P", "FORWARD", "DROP"]);
             open("evtest", MARK).unwrap();
             let listed = iptables(&["-S", "FORWARD"]).unwrap();
             let rules = String::from_utf8_lossy(&listed.stdout).into_owned();

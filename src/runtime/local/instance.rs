@@ -40,6 +40,10 @@ pub(super) struct Local {
     pub pid: Option<i32>,
     /// What was said in its log already.
     pub noted: bool,
+    /// Where no cgroup counts memory, an instance that has more than this, in bytes, is ended.
+    pub guarded_memory: Option<u64>,
+    /// That was why it ended.
+    pub exceeded: bool,
     /// How often the kernel had killed something in it for lack of memory when it was started.
     pub killed_before: u64,
     /// When its use of the machine was last looked at.
@@ -87,6 +91,8 @@ impl Local {
             instance,
             pid: None,
             noted: false,
+            guarded_memory: None,
+            exceeded: false,
             killed_before: 0,
             used_at: None,
             cpu: None,

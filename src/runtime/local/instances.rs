@@ -314,7 +314,9 @@ impl Instances {
         };
         let mut starting = false;
         for (id, index, before) in locals {
-            let Observed { mut local, monitor_gone } = observe::look(before.clone()).await;
+            let guarded_memory = self.guarded_memory(&id);
+            let looked = Local { guarded_memory, ..before.clone() };
+            let Observed { mut local, monitor_gone } = observe::look(looked).await;
             let differs = local.instance.state != before.instance.state;
             starting |= is_starting(&local);
             if monitor_gone {
@@ -339,6 +341,12 @@ impl Instances {
             }
         }
         starting
+    }
+
+    /// The memory that no cgroup guards.
+    fn guarded_memory(&self, id: &ReleaseId) -> Option<u64> {
+        let limits = |known: &Known| known.workload.limits.memory_bytes;
+        self.lock().get(id).and_then(limits).filter(|_| self.host.cgroups.describe() == "none")
     }
 
     /// Starts a monitor with what the machine is like now: it may have been started anew since the last one.

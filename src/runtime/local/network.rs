@@ -113,10 +113,14 @@ impl Connection {
     pub fn open_firewalls(&self) {
         let Self::Bridge(bridge) = self else { return };
         if let Err(error) = forwarding::open(&bridge.name, &bridge.table) {
-            tracing::warn!(
-                %error, bridge = bridge.name,
-                "the firewall of this machine may keep sandboxes from the internet; let through what comes from this bridge"
-            );
+            // It is tried again and again.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                tracing::warn!(
+                    %error, bridge = bridge.name,
+                    "the firewall of this machine may keep sandboxes from the internet; let through what comes from this bridge"
+                );
+            });
         }
     }
 

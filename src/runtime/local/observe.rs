@@ -69,13 +69,15 @@ pub(super) async fn look(mut local: Local) -> Observed {
     // Before its first word there is nothing to know.
     let Some(said) = read(&local.folder) else { return Observed { local, monitor_gone: false } };
     usage(&mut local).await;
+    guard(&mut local);
     local.instance.restarts = said.restarts;
     match said.state {
         SaidState::Starting | SaidState::Stopped => local.instance.state = InstanceState::Starting,
         SaidState::BackOff { ended, retry_at } => {
             if !matches!(local.instance.state, InstanceState::BackOff { .. }) {
                 let out_of_memory = ended != Ended::Exit(0) && local.cgroup.out_of_memory() > local.killed_before;
-                let ended = if out_of_memory { Ended::OutOfMemory } else { ended };
+                let ended = if out_of_memory || local.exceeded { Ended::OutOfMemory } else { ended };
+                local.exceeded = false;
                 let last_words = logs::last_words(&local.folder, LAST_WORDS);
                 local.instance.state = InstanceState::BackOff { ended, retry_at, last_words };
             }
@@ -119,6 +121,20 @@ async fn usage(local: &mut Local) {
         let passed = now.duration_since(at).as_micros().max(1);
         let used = u128::from(micros.saturating_sub(before));
         local.instance.millicpus = u32::try_from(used * 1000 / passed).ok();
+    }
+}
+
+/// Ends the program of an instance that holds too much, where nobody else does. Its monitor starts it again.
+fn guard(local: &mut Local) {
+    let (Some(limit), Some(held), Some(_)) = (local.guarded_memory, local.instance.memory_bytes, local.pid) else {
+        return;
+    };
+    if held > limit
+        && let Some(pid) = program_pid(&local.folder)
+    {
+        logs::note(&local.folder, "stopped: it used more memory than its limit");
+        local.exceeded = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).is_ok();
+        local.instance.memory_bytes = None;
     }
 }
 

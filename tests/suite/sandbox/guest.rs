@@ -8,7 +8,7 @@ use std::{
     ffi::{c_char, c_int, c_long, c_void},
     fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     os::{linux::net::SocketAddrExt, unix::process::CommandExt},
     path::Path,
     process::{Command, exit},
@@ -49,10 +49,7 @@ fn main() {
             println!("{}:{}", metadata.uid(), metadata.gid());
         }
         ["identity"] => print!("{}", identity()),
-        ["forever"] => loop {
-            // SAFETY: no arguments.
-            unsafe { pause() };
-        },
+        ["forever"] => wait_for_the_end(),
         ["deaf"] => {
             // SAFETY: SIG_IGN for SIGTERM.
             unsafe { signal(15, 1) };
@@ -80,16 +77,18 @@ fn main() {
         },
         ["eat-memory"] => eat_memory(),
         ["hold-memory"] => {
-            let held = vec![1u8; 512 << 20];
-            println!("holding {} bytes", held.len());
-            loop {
-                // SAFETY: no arguments.
-                unsafe { pause() };
+            hold_memory();
+            wait_for_the_end();
+        }
+        ["fork-bomb"] => print!("{}", fork_bomb()),
+        ["bad-report", trick, path] => bad_report(trick, path).unwrap_or_else(|error| fail(error)),
+        ["fill", folder] => {
+            println!("{}", fill(Path::new(folder)));
+            if *folder != "/tmp" {
+                // The disk stays full until somebody does something about it.
+                wait_for_the_end();
             }
         }
-        ["fork-bomb"] => fork_bomb(),
-        ["bad-report", trick, path] => bad_report(trick, path).unwrap_or_else(|error| fail(error)),
-        ["fill", folder] => fill(Path::new(folder)),
         _ => {
             eprintln!("what is {args:?}?");
             exit(2);
@@ -141,9 +140,17 @@ fn serve(listener: &TcpListener) -> ! {
                 format!("{:?}\n", opened.and_then(|mut out| out.write_all(format!("{text}\n").as_bytes())))
             }
             ["orphans"] => orphans(),
+            ["fork-bomb"] => fork_bomb(),
+            ["fill", folder] => fill(Path::new(folder)),
+            ["hold-memory"] => {
+                hold_memory();
+                String::new()
+            }
             _ => format!("you said {line}"),
         };
         let _ = stream.write_all(answer.as_bytes());
+        // Children may have it open as well.
+        let _ = stream.shutdown(Shutdown::Both);
     }
     exit(0)
 }
@@ -199,6 +206,7 @@ mod nr {
     pub const PERF_EVENT_OPEN: i64 = 298;
     pub const USERFAULTFD: i64 = 323;
     pub const OPEN_BY_HANDLE_AT: i64 = 304;
+    pub const NAME_TO_HANDLE_AT: i64 = 303;
     pub const REBOOT: i64 = 169;
     pub const SETHOSTNAME: i64 = 170;
     pub const SOCKET: i64 = 41;
@@ -222,6 +230,7 @@ mod nr {
     pub const PERF_EVENT_OPEN: i64 = 241;
     pub const USERFAULTFD: i64 = 282;
     pub const OPEN_BY_HANDLE_AT: i64 = 265;
+    pub const NAME_TO_HANDLE_AT: i64 = 264;
     pub const REBOOT: i64 = 142;
     pub const SETHOSTNAME: i64 = 161;
     pub const SOCKET: i64 = 198;
@@ -232,6 +241,7 @@ mod nr {
 const IO_URING_SETUP: i64 = 425;
 const CLONE3: i64 = 435;
 const PIDFD_GETFD: i64 = 438;
+const PIDFD_OPEN: i64 = 434;
 const OPEN_TREE: i64 = 428;
 const AT_FDCWD: c_long = -100;
 const CLONE_NEWUSER: c_long = 0x1000_0000;
@@ -280,20 +290,50 @@ fn attempt(name: &str, arguments: &[&str]) -> io::Result<String> {
             0 => exit(0),
             result => call(result),
         },
-        ("clone3", []) => call(unsafe { syscall(CLONE3, none, 0 as c_long) }),
+        ("clone3", []) => {
+            // `struct clone_args`: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls.
+            let arguments: [u64; 8] = [CLONE_NEWUSER as u64, 0, 0, 0, 17, 0, 0, 0];
+            match unsafe { syscall(CLONE3, arguments.as_ptr(), size_of_val(&arguments)) } {
+                0 => exit(0),
+                result => call(result),
+            }
+        }
         ("x32", []) => call(unsafe { syscall(0x4000_0000 | nr::UNSHARE, CLONE_NEWUSER) }),
         ("setns", []) => {
             use std::os::fd::AsRawFd;
-            let namespace = fs::File::open("/proc/1/ns/user")?;
+            let namespace = fs::File::open("/proc/self/ns/user")?;
             call(unsafe { syscall(nr::SETNS, namespace.as_raw_fd() as c_long, 0 as c_long) })
         }
         ("keyctl", []) => call(unsafe { syscall(nr::KEYCTL, 0 as c_long, -3 as c_long, 0 as c_long) }),
-        ("bpf", []) => call(unsafe { syscall(nr::BPF, 0 as c_long, none, 0 as c_long) }).and_then(|_| Ok("bpf".into())),
-        ("perf", []) => call(unsafe { syscall(nr::PERF_EVENT_OPEN, none, 0 as c_long, -1 as c_long, -1 as c_long, 0 as c_long) }),
+        ("bpf", []) => {
+            // A map: an array of one element, with keys and values of 4 bytes.
+            let attributes: [u32; 5] = [2, 4, 4, 1, 0];
+            call(unsafe { syscall(nr::BPF, 0 as c_long, attributes.as_ptr(), size_of_val(&attributes)) })
+        }
+        ("perf", []) => {
+            // The clock of a processor, of this process, without the kernel (`struct perf_event_attr`, version 0).
+            let mut attributes = [0u64; 8];
+            attributes[0] = 1 | 64 << 32;
+            attributes[5] = 1 << 5;
+            call(unsafe { syscall(nr::PERF_EVENT_OPEN, attributes.as_ptr(), 0 as c_long, -1 as c_long, -1 as c_long, 0 as c_long) })
+        }
         ("userfaultfd", []) => call(unsafe { syscall(nr::USERFAULTFD, 1 as c_long) }),
         ("io-uring", []) => call(unsafe { syscall(IO_URING_SETUP, 1 as c_long, [0u8; 256].as_mut_ptr()) }),
-        ("pidfd-getfd", []) => call(unsafe { syscall(PIDFD_GETFD, 0 as c_long, 0 as c_long, 0 as c_long) }),
-        ("open-by-handle", []) => call(unsafe { syscall(nr::OPEN_BY_HANDLE_AT, AT_FDCWD, none, 0 as c_long) }),
+        ("pidfd-getfd", []) => {
+            // Of this process itself: nothing but the filter is against it.
+            let own = unsafe { syscall(PIDFD_OPEN, std::process::id() as c_long, 0 as c_long) };
+            call(own)?;
+            call(unsafe { syscall(PIDFD_GETFD, own, 0 as c_long, 0 as c_long) })
+        }
+        ("open-by-handle", []) => {
+            // `struct file_handle`: length, kind, and inode 2 of generation 0: the root of many a file system.
+            let handle: [u32; 4] = [8, 1, 2, 0];
+            call(unsafe { syscall(nr::OPEN_BY_HANDLE_AT, AT_FDCWD, handle.as_ptr(), 0 as c_long) })
+        }
+        ("name-to-handle", []) => {
+            let (mut handle, mut mount) = ([128u32; 34], 0i32);
+            call(unsafe { syscall(nr::NAME_TO_HANDLE_AT, AT_FDCWD, root, handle.as_mut_ptr(), &mut mount as *mut i32, 0 as c_long) })
+        }
         ("reboot", []) => call(unsafe { syscall(nr::REBOOT, 0xfee1_dead_u32 as c_long, 672_274_793 as c_long, 0 as c_long, none) }),
         ("sethostname", []) => call(unsafe { syscall(nr::SETHOSTNAME, c"x".as_ptr(), 1 as c_long) }),
         ("become-root", []) => call(unsafe { syscall(nr::SETUID, 0 as c_long) }),
@@ -313,6 +353,16 @@ fn attempt(name: &str, arguments: &[&str]) -> io::Result<String> {
         ("connect", [address]) => {
             let address = address.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("no address"))?;
             TcpStream::connect_timeout(&address, Duration::from_secs(2)).map(|_| address.to_string())
+        }
+        // What a server of HTTP answers to who has no credential.
+        ("fetch", [address, path]) => {
+            let to = address.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("no address"))?;
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+            let mut status = String::new();
+            BufReader::new(stream).read_line(&mut status)?;
+            if status.contains(" 401 ") { Err(io::Error::other("401")) } else { Ok(status) }
         }
         ("abstract-socket", [name]) => {
             let address = std::os::unix::net::SocketAddr::from_abstract_name(name.as_bytes())?;
@@ -340,21 +390,32 @@ fn eat_memory() {
     println!("ate {} MiB", eaten.len() * 32);
 }
 
+/// Memory that is never given back.
+fn hold_memory() {
+    let held = vec![1u8; 512 << 20];
+    println!("holding {} bytes", held.len());
+    std::mem::forget(held);
+}
+
+fn wait_for_the_end() -> ! {
+    loop {
+        // SAFETY: no arguments.
+        unsafe { pause() };
+    }
+}
+
 /// Children that have children, as many as there can be.
-fn fork_bomb() {
+fn fork_bomb() -> String {
     let mut children = 0;
     while children < 20_000 {
         // SAFETY: this program has one thread.
         match unsafe { fork() } {
             -1 => break,
-            0 => loop {
-                // SAFETY: no arguments.
-                unsafe { pause() };
-            },
+            0 => wait_for_the_end(),
             _ => children += 1,
         }
     }
-    println!("{children} children");
+    format!("{children} children\n")
 }
 
 /// What is not a report, in the place of one.
@@ -371,24 +432,16 @@ fn bad_report(trick: &str, path: &str) -> io::Result<()> {
     }
 }
 
-fn fill(folder: &Path) {
+fn fill(folder: &Path) -> String {
     let block = vec![1; 1 << 20];
     let mut file = fs::File::create(folder.join("filled")).unwrap_or_else(|error| fail(error));
-    for written in 0.. {
+    for written in 0..4096 {
         if let Err(error) = file.write_all(&block) {
-            println!("after {written} MiB: {error}");
-            if folder == Path::new("/tmp") {
-                return;
-            }
-            loop {
-                // The disk stays full until somebody does something about it.
-                // SAFETY: no arguments.
-                unsafe { pause() };
-            }
+            return format!("after {written} MiB: {error}");
         }
         if folder == Path::new("/tmp") && written > 256 {
-            println!("no limit");
-            exit(1);
+            break;
         }
     }
+    "no limit".to_owned()
 }

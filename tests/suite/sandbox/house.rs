@@ -76,11 +76,60 @@ pub fn as_root(test: impl Future<Output = ()>) {
     }
 }
 
+/// A disk of 128 MiB, in memory. Gone when this is.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub fn on(place: &Path) -> Self {
+        let (flags, size) = (nix::mount::MsFlags::empty(), Some("size=128m,mode=755"));
+        nix::mount::mount(Some("tmpfs"), place, Some("tmpfs"), flags, size).expect("root may mount");
+        Self(place.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let detached = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+        detached.expect("it was mounted");
+    }
+}
+
 /// A test of what works without root. Root runs it in a process of somebody else.
 pub fn rootless(name: &str, test: impl Future<Output = ()>) {
     if !nix::unistd::Uid::effective().is_root() {
         return block_on(test);
     }
+    as_nobody(name, &[], |_| ());
+}
+
+/// The same, with values in the environment of that process; [`env::var`] has them in the test.
+pub fn rootless_with(
+    name: &str,
+    variables: impl FnOnce() -> Vec<(&'static str, String)>,
+    test: impl Future<Output = ()>,
+) {
+    if env::var_os(TOOLS).is_some() {
+        return block_on(test);
+    }
+    if !nix::unistd::Uid::effective().is_root() {
+        return eprintln!("NOT RUN: this test needs root, to become somebody else");
+    }
+    as_nobody(name, &variables(), |_| ());
+}
+
+/// The same, where files are on a small disk, which only root can make.
+pub fn rootless_on_a_small_disk(name: &str, test: impl Future<Output = ()>) {
+    if env::var_os(TOOLS).is_some() {
+        return block_on(test);
+    }
+    if !nix::unistd::Uid::effective().is_root() {
+        return eprintln!("NOT RUN: this test needs root, to mount a disk");
+    }
+    as_nobody(name, &[], SmallDisk::on);
+}
+
+/// Runs a test in a process of somebody else. `prepare` makes the folder for their files ready, until what it returns goes.
+fn as_nobody<T>(name: &str, variables: &[(&str, String)], prepare: impl FnOnce(&Path) -> T) {
     let tools = tempfile::Builder::new().prefix("epiniod-tools-").tempdir_in("/var/tmp").expect("a folder");
     let programs = [("suite", env::current_exe().expect("this program")), ("epiniod", epiniod()), ("guest", guest())];
     for (name, program) in programs {
@@ -91,12 +140,14 @@ pub fn rootless(name: &str, test: impl Future<Output = ()>) {
     std::os::unix::fs::symlink("epiniod", tools.path().join("guest.epiniod")).expect("a link");
     let home = tools.path().join("tmp");
     fs::create_dir(&home).expect("a folder");
+    let _prepared = prepare(&home);
     std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).expect("root may give files away");
     open_to_all(tools.path());
     let output = Command::new(tools.path().join("suite"))
         .args(["--exact", name, "--nocapture"])
         .env(TOOLS, tools.path())
         .env("EPINIOD_TEST_DIR", home)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .uid(NOBODY)
         .gid(NOBODY)
