@@ -88,13 +88,13 @@ impl Apps {
                 self.runtime.remove(&id, self.settings.grace).await?;
             }
         }
-        self.forget_releases(&app).await
+        self.forget_releases(namespace, name).await
     }
 
     /// Deletes the releases of an application that is gone.
-    async fn forget_releases(&self, app: &App) -> Result<(), Error> {
-        for release in self.objects.list::<Release>(Some(app.namespace.as_str())).await? {
-            if release.value.id.app == app.name {
+    pub(super) async fn forget_releases(&self, namespace: &Namespace, name: &AppName) -> Result<(), Error> {
+        for release in self.objects.list::<Release>(Some(namespace.as_str())).await? {
+            if release.value.id.app == *name {
                 self.forget(&release.value.id).await?;
             }
         }

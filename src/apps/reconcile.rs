@@ -117,8 +117,10 @@ impl Apps {
         // Also of applications that are gone something may be left.
         names.extend(self.runtime.workloads().await?.into_iter().map(|id| (id.namespace, id.app)));
         for (namespace, name) in names {
-            if let Some(_turn) = self.turn_now(&namespace, &name) {
-                self.put_right(&namespace, &name).await?;
+            if let Some(_turn) = self.turn_now(&namespace, &name)
+                && let Err(error) = self.put_right(&namespace, &name).await
+            {
+                tracing::error!(%namespace, app.name = %name, error = %chain(&error), "reconciling an application failed");
             }
         }
         self.refresh().await
@@ -145,6 +147,10 @@ impl Apps {
             if release.is_none_or(|release| release.state != ReleaseState::Starting) {
                 self.runtime.remove(&id, self.settings.grace).await?;
             }
+        }
+        if app.is_none() {
+            // A deletion that failed half-way: who has this name next begins with release 1 again.
+            self.forget_releases(namespace, name).await?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 )]
 
 mod bombs;
+mod callers;
 mod disks;
 pub mod hostile;
 pub mod house;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     sandbox::{
-        hostile::{ATTEMPTS, attempt_all, attempt_all_in_steps, check, private},
+        hostile::{ATTEMPTS, attempt_all, attempt_all_in_steps, private, reach_for_a_neighbour},
         house::{House, ask, image, rootless, rootless_with, step, text},
     },
     support::{Daemon, Packages, RunBy},
@@ -158,24 +158,6 @@ fn the_api_and_the_registry_want_a_credential() {
 }
 
 #[test]
-fn other_applications_are_out_of_reach_but_for_their_ports() {
-    rootless("sandbox_rootless::other_applications_are_out_of_reach_but_for_their_ports", async {
-        let house = House::open().await;
-        let (victim, curious) = (house.workload("victim", 1), house.workload("curious", 1));
-        let other = house.start(&victim).await[0];
-        let address = house.start(&curious).await[0];
-        let folder = house.dir.path().join("workloads/workspace_victim_1/0");
-        let state = std::fs::read_to_string(folder.join("state")).unwrap();
-        let pids: Vec<&str> = state.split(' ').collect();
-        for pid in [pids[0], pids[3]] {
-            let answer = ask(address, &format!("attempt signal {pid}"));
-            check("signal", &answer, &[libc::ESRCH]).unwrap();
-        }
-        for path in [folder.join("spec.json"), house.dir.path().join("layers"), house.dir.path().join("store")] {
-            let answer = ask(address, &format!("attempt read {}", path.display()));
-            check("read", &answer, &[libc::ENOENT, libc::EACCES]).unwrap();
-        }
-        assert_eq!(ask(other, "hello"), "you said hello\n");
-        house.close().await;
-    });
+fn the_processes_and_files_of_others_are_out_of_reach() {
+    rootless("sandbox_rootless::the_processes_and_files_of_others_are_out_of_reach", reach_for_a_neighbour());
 }

@@ -190,24 +190,9 @@ fn text(value: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use nix::sched::{CloneFlags, unshare};
-
-    use super::*;
+    use super::{super::netlink::alone, *};
 
     const MARK: &str = "epiniod-test";
-
-    /// In a network namespace of its own: the machine's firewall is left alone.
-    fn alone(test: impl FnOnce() + Send) {
-        if !nix::unistd::Uid::effective().is_root() {
-            eprintln!("NOT RUN: this test needs root");
-            return;
-        }
-        let apart = || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            test();
-        };
-        std::thread::scope(|scope| scope.spawn(apart).join()).unwrap();
-    }
 
     fn foreign(chains: &[&str]) {
         let mut batch = Batch::new();

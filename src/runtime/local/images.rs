@@ -35,7 +35,7 @@ pub(super) struct Images {
     owners: Owners,
     /// One unpacking of a layer at a time.
     busy: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
-    /// How many were begun: no two use the same temporary name.
+    /// How many temporary names were given: no two are the same.
     begun: AtomicU64,
     /// When each layer was last asked for.
     used: Mutex<HashMap<String, Instant>>,
@@ -134,11 +134,7 @@ impl Images {
 
     /// Removes layers that none of these images has, and nobody asked for lately.
     pub fn collect(&self, keep: &[ImageName]) -> io::Result<()> {
-        let mut wanted: HashSet<String> = {
-            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-            used.retain(|_, at| at.elapsed() < LATELY);
-            used.keys().cloned().collect()
-        };
+        let mut wanted: HashSet<String> = HashSet::new();
         for image in keep {
             if let Ok((manifest, _)) = self.documents(image) {
                 wanted.extend(manifest.layers.iter().map(|layer| layer.digest.hex()));
@@ -147,12 +143,21 @@ impl Images {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.len() == HEX_DIGITS && !wanted.contains(&name) {
-                // Renamed first: nobody finds half of it.
-                let doomed = self.dir.join(format!("tmp-{name}"));
-                fs::rename(entry.path(), &doomed)?;
-                remove_tree(&doomed)?;
+            if name.len() != HEX_DIGITS || wanted.contains(&name) {
+                continue;
             }
+            let number = self.begun.fetch_add(1, Ordering::Relaxed);
+            let doomed = self.dir.join(format!("tmp-{number}-{name}"));
+            {
+                // Who asks for it from here on finds nothing of it, rather than half.
+                let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+                used.retain(|_, at| at.elapsed() < LATELY);
+                if used.contains_key(&name) {
+                    continue;
+                }
+                fs::rename(entry.path(), &doomed)?;
+            }
+            remove_tree(&doomed)?;
         }
         Ok(())
     }

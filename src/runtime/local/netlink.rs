@@ -304,3 +304,17 @@ fn family_header(family: u8, index: u32, flags: u32) -> Vec<u8> {
 fn index(name: &str) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
+
+/// Runs a test in a network namespace of its own: the machine's interfaces and firewall are left alone.
+#[cfg(test)]
+pub(super) fn alone(test: impl FnOnce() + Send) {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("NOT RUN: this test needs root");
+        return;
+    }
+    let apart = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may have a network");
+        test();
+    };
+    std::thread::scope(|scope| scope.spawn(apart).join()).expect("the test succeeds");
+}

@@ -277,7 +277,7 @@ fn default_mtu() -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::netlink::alone, *};
 
     #[test]
     fn name_servers_that_sandboxes_cannot_reach_are_left_out() {
@@ -296,6 +296,35 @@ mod tests {
         ] {
             assert_eq!(reachable(given, &machine).as_deref(), expected, "{given:?}");
         }
+    }
+
+    fn first(connection: &Connection) -> Ipv4Addr {
+        match connection {
+            Connection::Bridge(bridge) => bridge.first,
+            Connection::Host => panic!("it has a bridge"),
+        }
+    }
+
+    #[test]
+    fn a_bridge_keeps_its_subnet_and_others_get_another() {
+        alone(|| {
+            let identity = Digest::of("a data directory");
+            let before = Connection::open(&identity).unwrap();
+            assert_eq!(first(&Connection::open(&identity).unwrap()), first(&before), "a restart changes nothing");
+            before.close();
+            // Somebody else has it now, and then the bridge has another that is not the first choice any more.
+            let mut netlink = Netlink::route().unwrap();
+            netlink.add_bridge("other", DEFAULT_MTU).unwrap();
+            netlink.add_address("other", first(&before), 24).unwrap();
+            let moved = Connection::open(&identity).unwrap();
+            assert_ne!(first(&moved), first(&before));
+            netlink.delete("other").unwrap();
+            assert_eq!(
+                first(&Connection::open(&identity).unwrap()),
+                first(&moved),
+                "who runs on it keeps their address"
+            );
+        });
     }
 
     #[test]

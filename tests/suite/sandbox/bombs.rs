@@ -4,7 +4,7 @@ use epiniod::runtime::{
     Access, Ended, InstanceState, Limits, Runtime as _, Step, StepImage, Trust, VolumeMount, Workload,
 };
 
-use super::house::{House, PATIENCE, as_root, ask, image, rootless, rootless_on_a_small_disk, step, text};
+use super::house::{House, PATIENCE, SmallDisk, as_root, ask, image, rootless, rootless_on_a_small_disk, step, text};
 
 const MEMORY: u64 = 64 << 20;
 const PROCESSES: u32 = 32;
@@ -99,7 +99,7 @@ fn bombs_in_instances_hurt_nobody_else_rootless() {
 fn a_step_that_fills_the_disk_is_stopped() {
     as_root(async {
         let place = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in("/var/tmp").unwrap();
-        let disk = super::house::SmallDisk::on(place.path());
+        let disk = SmallDisk::on(place.path());
         let house = House::open_in(tempfile::Builder::new().tempdir_in(place.path()).unwrap()).await;
         fill_the_disk(&house).await;
         house.close().await;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use epiniod::runtime::{Step, StepImage, StepNetwork, StepUser};
-use libc::{EACCES, ECONNREFUSED, EINVAL, ENOENT, ENOSYS, EPERM, EROFS, ETIMEDOUT};
+use libc::{EACCES, ECONNREFUSED, EINVAL, ENOENT, ENOSYS, EPERM, EROFS, ESRCH, ETIMEDOUT};
 
 use super::house::{House, as_root, ask, step, text};
 use crate::support::{Daemon, Packages, RunBy};
@@ -118,6 +118,33 @@ fn an_instance_is_kept_from_what_it_may_not_do() {
         assert!(identity.contains("NoNewPrivs: 1") && identity.contains("Seccomp: 2"), "{identity}");
         house.close().await;
     });
+}
+
+/// Of another instance: its processes, by the pids that the machine has for them, and its files.
+pub async fn reach_for_a_neighbour() {
+    let house = House::open().await;
+    let victim = house.start(&house.workload("victim", 1)).await[0];
+    let address = house.start(&house.workload("curious", 1)).await[0];
+    let folder = house.dir.path().join("workloads/workspace_victim_1/0");
+    let state = fs::read_to_string(folder.join("state")).unwrap();
+    // MONITOR RESTARTS running PROGRAM …
+    let words: Vec<&str> = state.split(' ').collect();
+    let signals = [words[0], words[3]].map(|pid| (format!("signal {pid}"), ESRCH));
+    let files = [folder.join("spec.json"), house.dir.path().join("layers"), house.dir.path().join("logs")];
+    let files = files.map(|path| (format!("read {}", path.display()), ENOENT));
+    for (attempt, error) in signals.into_iter().chain(files) {
+        check(&attempt, &ask(address, &format!("attempt {attempt}")), &[error, EACCES]).unwrap();
+        let mut build = step(StepImage::Image(house.image.clone()), ["attempt"]);
+        build.args.extend(attempt.split(' ').map(str::to_owned));
+        check(&attempt, &house.attempt(build).await, &[error, EACCES]).unwrap();
+    }
+    assert_eq!(ask(victim, "hello"), "you said hello\n");
+    house.close().await;
+}
+
+#[test]
+fn the_processes_and_files_of_others_are_out_of_reach() {
+    as_root(reach_for_a_neighbour());
 }
 
 #[test]
