@@ -165,6 +165,8 @@ fn host_of(request: &Request<Body>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     #[test]
@@ -174,6 +176,21 @@ mod tests {
         {
             let request = Request::builder().header(header::HOST, given).body(Body::empty()).unwrap();
             assert_eq!(host_of(&request), expected);
+        }
+    }
+    #[tokio::test]
+    async fn a_client_begins_when_it_is_clear_what_it_speaks() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (said, expected) in [("", false), ("PRI * HTTP", false), ("G", true), ("PRO", true)] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            client.write_all(said.as_bytes()).await.unwrap();
+            let began = tokio::time::timeout(PREFACE_INTERVAL * 4, begins(&stream)).await;
+            assert_eq!(began.is_ok(), expected, "{said:?}");
+            if said.starts_with("PRI") {
+                client.write_all(&PREFACE[said.len()..]).await.unwrap();
+                begins(&stream).await.unwrap();
+            }
         }
     }
 }

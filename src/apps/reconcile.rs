@@ -261,3 +261,15 @@ impl Drop for Transit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_are_in_the_order_of_their_numbers() {
+        let mut names = ["shop-3-10", "shop-3-9", "shop-3-0", "shop-3-2"];
+        names.sort_by_key(|name| index_of(name));
+        assert_eq!(names, ["shop-3-0", "shop-3-2", "shop-3-9", "shop-3-10"]);
+    }
+}

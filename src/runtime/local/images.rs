@@ -167,6 +167,9 @@ impl Images {
 fn make(blob: File, media_type: &str, place: &Path, owners: Owners) -> io::Result<()> {
     fs::create_dir(place)?;
     let most = guard::spare_bytes(place)?.min(MAX_LAYER_BYTES);
+    if most == 0 {
+        return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk is nearly full; make room on it"));
+    }
     let ownership = if let Owners::Caller = owners { Ownership::Ignore } else { Ownership::AsInLayer };
     unpack_layer(blob, media_type, place, ownership, most)?;
     if let Owners::Shifted(by) = owners {

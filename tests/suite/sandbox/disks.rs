@@ -1,15 +1,20 @@
 //! File systems that a data directory may be on.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write as _,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use epiniod::{
     blob::DiskBlobs,
-    runtime::{Access, Ended, Error, StepImage, VolumeMount},
+    runtime::{Access, Ended, Error, Runtime as _, StepImage, VolumeMount},
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use super::house::{House, as_root, ask, runtime, step, text};
+use super::house::{House, PATIENCE, SmallDisk, as_root, ask, runtime, step, text};
 
 /// Overlays on top of each other, on a file system in memory. Gone when this is.
 struct Overlays {
@@ -89,5 +94,36 @@ fn a_data_directory_that_refuses_overlay_is_an_error_that_names_it() {
         let Err(Error::Unsupported(text)) = runtime(&dir, &blobs).await else { panic!("it cannot be opened") };
         let name = dir.path().display().to_string();
         assert!(text.contains(&name) && text.contains("refuses overlay"), "{text}");
+    });
+}
+
+#[test]
+fn a_full_disk_stops_no_program() {
+    as_root(async {
+        let place = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in("/var/tmp").unwrap();
+        let disk = SmallDisk::on(place.path());
+        let house = House::open_in(tempfile::Builder::new().tempdir_in(place.path()).unwrap()).await;
+        let workload = house.workload("steadfast", 1);
+        let address = house.start(&workload).await[0];
+        let filler = place.path().join("filler");
+        while std::fs::File::options().create(true).append(true).open(&filler).unwrap().write(&[0; 1 << 16]).is_ok() {}
+        for number in 0..10 {
+            ask(address, &format!("shout {number}-nobody-will-read-this"));
+        }
+        ask(address, "crash");
+        let until = Instant::now() + PATIENCE;
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < until, "waited until the program is started again, without a word in any file");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        std::fs::remove_file(filler).unwrap();
+        // What could not be said is said when there is room again.
+        while house.runtime.status(&workload.id).await.unwrap().unwrap().instances[0].restarts != 1 {
+            assert!(Instant::now() < until, "waited until the restart is known");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(house.ready(&workload).await, [address]);
+        house.close().await;
+        drop(disk);
     });
 }
