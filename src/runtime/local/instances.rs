@@ -210,8 +210,17 @@ impl Instances {
         self.have_left(id).await;
         self.lock().remove(id);
         let folder = self.host.data_dir.join("workloads").join(folder_name(id));
-        let removed = tokio::task::spawn_blocking(move || remove_tree(&folder)).await;
-        removed.map_err(io::Error::other).and_then(|result| result).map_err(io_error(&format!("removing {id}")))?;
+        // A retirement and a stop of everything may meet here: what the other has removed meanwhile is no error.
+        let removed = tokio::task::spawn_blocking(move || {
+            let missed = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+            let mut tries = (0..10).map(|_| remove_tree(&folder));
+            tries.find(|result| !result.as_ref().is_err_and(missed)).unwrap_or(Ok(()))
+        });
+        removed
+            .await
+            .map_err(io::Error::other)
+            .and_then(|result| result)
+            .map_err(io_error(&format!("removing {id}")))?;
         self.tell();
         Ok(())
     }
