@@ -30,7 +30,7 @@ pub use super::callers::{SmallDisk, as_root, rootless, rootless_on_a_small_disk,
 /// Whatever is waited for takes milliseconds here; a busy machine may need longer.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Where the child of [`rootless`] finds programs that it may read.
-pub const TOOLS: &str = "EPINIOD_TEST_TOOLS";
+pub const TOOLS: &str = "EPINIOD_TEST_PROGRAMS";
 
 pub struct House {
     // In this order: what runs is ended before the runtime goes, which then takes everything away.
