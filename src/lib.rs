@@ -82,8 +82,11 @@
 //!
 //! Work is level-triggered: [`apps`] compares what should run with what runs, [`staging`] starts over
 //! what a crash interrupted, and [`daemon`] deletes what nothing refers to. Killing the daemon at any point
-//! loses nothing that was acknowledged; applications run on, because a monitor process, not the
-//! daemon, is their parent.
+//! loses nothing that was acknowledged: a push whose staging began is built and deployed by the next daemon, without its
+//! client. Applications run on, because a monitor process, not the daemon, is their parent.
+//!
+//! Archives of strangers are read in bounded memory: windows of decompressors, headers and directories have limits, which
+//! is why zip and the block headers of xz have readers of our own here.
 
 pub mod api;
 pub mod apps;

@@ -10,7 +10,7 @@ use std::{
 
 use epiniod::model::Digest;
 
-use crate::support::{Daemon, Packages, RunBy, Surroundings, copy, get, sample, write};
+use crate::support::{Daemon, Packages, RunBy, Surroundings, copy, get, not_run, sample, write};
 
 const SAMPLES: [&str; 4] = ["python", "node", "static", "procfile"];
 /// Files of a root that are not of the image: those of its sandbox, and what this test writes.
@@ -149,7 +149,7 @@ fn has_skopeo() -> bool {
     let there = Command::new("skopeo").arg("--version").output().is_ok();
     if !there {
         assert!(std::env::var_os("EPINIOD_TEST_TOOLS").is_none(), "skopeo is not installed");
-        eprintln!("NOT RUN: skopeo is not installed; tests/gate needs it");
+        not_run("images as skopeo sees them: it is not installed");
     }
     there
 }

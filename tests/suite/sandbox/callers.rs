@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::house::{TOOLS, epiniod, guest};
+use crate::support::not_run;
 
 /// A user that nobody is.
 const NOBODY: u32 = 64_123;
@@ -17,7 +18,7 @@ pub fn as_root(test: impl Future<Output = ()>) {
     if nix::unistd::Uid::effective().is_root() {
         block_on(test);
     } else {
-        eprintln!("NOT RUN: this test needs root");
+        not_run("sandboxes as root: nobody else may make them");
     }
 }
 
@@ -57,7 +58,7 @@ pub fn rootless_with(
         return block_on(test);
     }
     if !nix::unistd::Uid::effective().is_root() {
-        return eprintln!("NOT RUN: this test needs root, to become somebody else");
+        return not_run(&format!("{name}: only root can become somebody else"));
     }
     as_nobody(name, &variables(), |_| ());
 }
@@ -68,7 +69,7 @@ pub fn rootless_on_a_small_disk(name: &str, test: impl Future<Output = ()>) {
         return block_on(test);
     }
     if !nix::unistd::Uid::effective().is_root() {
-        return eprintln!("NOT RUN: this test needs root, to mount a disk");
+        return not_run(&format!("{name}: only root can mount a disk"));
     }
     as_nobody(name, &[], SmallDisk::on);
 }
