@@ -410,8 +410,9 @@ mod tests {
         assert!(good && gpgv(STABLE).unwrap(), "gpgv takes what Debian signed");
         let keyring = Keyring::debian();
         let mut taken = 0;
-        // A letter in every part: armour headers, text, checksums, the signature.
-        for at in (0..SECURITY.len()).step_by(SECURITY.len() / 120) {
+        // A letter anywhere in what is signed. (Of several signatures one is enough for us, which gpgv leaves to apt.)
+        let signed = SECURITY.find("-----BEGIN PGP SIGNATURE").unwrap();
+        for at in (0..signed).step_by(signed / 120) {
             let mut bytes = SECURITY.as_bytes().to_vec();
             bytes[at] = if bytes[at] == b'x' { b'y' } else { b'x' };
             let changed = String::from_utf8(bytes).unwrap();
@@ -420,6 +421,6 @@ mod tests {
                 assert!(gpgv(&changed).unwrap(), "gpgv refuses the change at byte {at}");
             }
         }
-        assert!(taken < 5, "{taken} of 120 changes were taken");
+        assert_eq!(taken, 0, "changes of 120 that were taken");
     }
 }
