@@ -99,7 +99,9 @@ impl Format {
             (b"PK\x05\x06", Self::Zip),
         ];
         let found = magics.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, format)| format);
-        found.or_else(|| (start.get(257..262) == Some(b"ustar")).then_some(Self::Tar))
+        // A tar without entries is its end mark: zeros.
+        let is_end = || start.len() >= 257 && start.iter().all(|byte| *byte == 0);
+        found.or_else(|| (start.get(257..262) == Some(b"ustar") || is_end()).then_some(Self::Tar))
     }
 }
 

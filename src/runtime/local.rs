@@ -104,7 +104,6 @@ pub fn run_role() -> Option<ExitCode> {
 impl LocalRuntime {
     /// Looks what is possible here, and takes over what runs.
     pub async fn open(config: LocalConfig, blobs: SharedBlobs) -> Result<Arc<Self>, Error> {
-        harden::raise_open_files();
         let host = Arc::new(Host::open(config, blobs)?);
         tokio::spawn(keep_firewalls_open(Arc::downgrade(&host)));
         let instances = Instances::open(Arc::clone(&host))?;
@@ -127,7 +126,10 @@ impl Runtime for LocalRuntime {
     }
 
     async fn discard(&self, job: &JobId) -> Result<(), Error> {
-        steps::discard(&self.host, job).await
+        let discarded = steps::discard(&self.host, job).await;
+        // A job made the daemon larger than it is between jobs.
+        let _ = tokio::task::spawn_blocking(sys::return_memory).await;
+        discarded
     }
 
     async fn jobs(&self) -> Result<Vec<JobId>, Error> {

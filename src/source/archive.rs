@@ -257,16 +257,19 @@ pub(super) fn check_link(path: &Path, target: &Path) -> Result<(), Error> {
 }
 
 fn refused(entry: &Path, why: &str) -> Error {
-    let entry: String =
-        entry.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).take(200).collect();
-    Error::Unsafe { entry, why: why.to_owned() }
+    Error::Unsafe { entry: shown(&entry.to_string_lossy()), why: why.to_owned() }
+}
+
+/// What an archive brings, fit for a message: it may be long, and do things to a terminal.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || c == char::REPLACEMENT_CHARACTER { '?' } else { c }).take(200).collect()
 }
 
 /// What zstd says, in an error without a kind, when a window is larger than it may be.
 const ZSTD_WINDOW: &str = "requires too much memory";
 
 fn corrupt(error: io::Error) -> Error {
-    let text = error.to_string();
+    let text = shown(&error.to_string());
     match error.kind() {
         io::ErrorKind::OutOfMemory => Error::NeedsMemory(text),
         _ if text.contains(ZSTD_WINDOW) => {

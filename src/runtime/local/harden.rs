@@ -153,15 +153,6 @@ fn limit(spec: &Spec) {
     }
 }
 
-/// A daemon has two descriptors for each request that it hands on; the usual soft limit is for programs of another time.
-pub(super) fn raise_open_files() {
-    const WANTED: u64 = 65_536;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(WANTED)), hard) {
-        tracing::warn!(%error, soft, "the limit of open files stays low");
-    }
-}
-
 /// When memory runs out, sandboxes go first. As root it is for good; it has to be said before anything is given up.
 pub(super) fn go_first() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "500") {
