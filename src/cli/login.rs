@@ -7,6 +7,7 @@ use std::{
 
 use clap::Args;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Target,
@@ -39,6 +40,17 @@ pub struct Logout {
 
 impl Login {
     pub async fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
+        // Before a terminal hides what is typed: it must not be left so.
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
+        tokio::select! {
+            result = self.log_in(ui) => return result,
+            _ = interrupt.recv() => {}
+        }
+        // Not by a return, as the thread that reads the terminal cannot be ended.
+        std::process::exit(i32::from(error::INTERRUPTED));
+    }
+
+    async fn log_in(self, ui: &Ui) -> Result<ExitCode, Error> {
         let path = place(&self.target)?;
         let known = settings::read(&path)?.unwrap_or_default();
         let url = match &self.url {
@@ -107,14 +119,7 @@ async fn answer(what: &str, given: Option<String>, echo: Echo) -> Result<String,
         let mut line = String::new();
         stdin().lock().read_line(&mut line).map(|_| line)
     });
-    let line = tokio::select! {
-        line = typed => line.map_err(std::io::Error::other).and_then(|line| line),
-        _ = tokio::signal::ctrl_c() => {
-            // The terminal has to show again what is typed; the thread that reads cannot be ended.
-            drop(hidden);
-            std::process::exit(i32::from(error::INTERRUPTED));
-        }
-    };
+    let line = typed.await.map_err(std::io::Error::other).and_then(|line| line);
     drop(hidden);
     let line = line.map_err(Error::Runtime)?;
     let line = line.trim_end_matches(['\r', '\n']).to_owned();

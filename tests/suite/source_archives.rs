@@ -237,7 +237,7 @@ fn what_is_not_a_plain_tree_is_refused_and_nothing_is_left() {
         ("too many entries", tar(&many), "more than 100 entries", 413),
         ("too many folders", tar(&folders), "more than 100 entries", 413),
         ("too deep", too_deep, "in more than 256 folders", 422),
-        ("nothing in it", tar(&[]), "no archive that is known", 415),
+        ("nothing in it", tar(&[]), "the archive has no files in it", 422),
         ("no files", gzip(&tar(&[])), "no files in it", 422),
         ("no archive", b"#!/bin/sh\necho hello\n".repeat(50), "no archive that is known", 415),
         ("empty", Vec::new(), "the upload is empty", 422),
