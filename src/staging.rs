@@ -232,16 +232,19 @@ impl Stagings {
         self.tasks.wait().await;
     }
 
-    /// Deletes the oldest finished stagings of an application beyond what is kept.
-    async fn prune(&self, namespace: &Namespace, app: &AppName) -> Result<(), Error> {
+    /// Deletes the oldest finished stagings of an application beyond what is kept. The one that has just ended is none of
+    /// them, however many began in the same second, and neither is one that is still to be deployed.
+    async fn prune(&self, just: &Staging) -> Result<(), Error> {
+        let namespace = &just.namespace;
         let all = self.rooms.objects.list::<Staging>(Some(namespace.as_str())).await?;
+        let settled = |staging: &Staging| staging.state.is_final() && staging.then == AfterStaging::Nothing;
         let mut finished: Vec<_> = all
             .into_iter()
             .map(|stored| stored.value)
-            .filter(|staging| staging.app == *app && staging.state.is_final())
+            .filter(|staging| staging.app == just.app && staging.id != just.id && settled(staging))
             .collect();
         finished.sort_by_key(|staging| std::cmp::Reverse(staging.created_at));
-        for staging in finished.into_iter().skip(KEPT_STAGINGS) {
+        for staging in finished.into_iter().skip(KEPT_STAGINGS - 1) {
             match self.rooms.objects.delete(&Key::staging(namespace, &staging.id)).await {
                 Ok(()) | Err(store::Error::NotFound(_)) => {}
                 Err(error) => return Err(error.into()),

@@ -289,7 +289,7 @@ impl Run {
         self.staging.state = state;
         self.record().await?;
         self.stagings.discard_later(self.staging.id.clone());
-        self.stagings.prune(&self.staging.namespace, &self.staging.app).await
+        self.stagings.prune(&self.staging).await
     }
 
     /// Writes everything but the log, which writes itself.

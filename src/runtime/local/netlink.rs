@@ -226,6 +226,13 @@ impl Netlink {
         self.ask(message)
     }
 
+    /// A bridge that was not told its hardware address takes that of a port, and another one when that port goes: what its
+    /// neighbours know of it is then wrong, and their answers are lost.
+    pub fn fix_hardware_address(&mut self, name: &str, address: Ipv4Addr) -> io::Result<()> {
+        let message = Message::new(RTM_NEWLINK, 0, &link_header(index(name)?, 0));
+        self.ask(message.attribute(IFLA_ADDRESS, &hardware_address(address)))
+    }
+
     /// A pair of interfaces: one here, on a bridge, the other, named `eth0`, in the network namespace of a process.
     pub fn add_veth(&mut self, name: &str, bridge: &str, pid: u32, mtu: u32, address: Ipv4Addr) -> io::Result<()> {
         let mtu = mtu.to_ne_bytes();

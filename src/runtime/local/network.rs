@@ -153,6 +153,7 @@ impl Bridge {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
             _ => {}
         }
+        netlink.fix_hardware_address(&self.name, self.gateway())?;
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.name), "1");
         netlink.up(&self.name)?;
         // Packets of sandboxes go out, and the answers come in, over interfaces that we do not know.
@@ -324,6 +325,30 @@ mod tests {
                 first(&moved),
                 "who runs on it keeps their address"
             );
+        });
+    }
+
+    #[test]
+    fn a_bridge_keeps_its_hardware_address_whatever_comes_and_goes() {
+        alone(|| {
+            let connection = Connection::open(&Digest::of("a data directory")).unwrap();
+            let Connection::Bridge(bridge) = &connection else { panic!("it has a bridge") };
+            // The folder of the machine shows other interfaces than those of this test.
+            let address = || {
+                let shown = std::process::Command::new("ip").args(["-o", "link", "show", &bridge.name]).output();
+                let text = shown.map(|shown| String::from_utf8_lossy(&shown.stdout).into_owned()).unwrap_or_default();
+                text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).map(str::to_owned)
+            };
+            let Some(before) = address() else { return eprintln!("NOT RUN: this test needs ip") };
+            let mut netlink = Netlink::route().unwrap();
+            for name in ["port0", "port1", "port2", "port3"] {
+                // This thread, as the process has the network of the machine.
+                let thread = nix::unistd::gettid().as_raw().unsigned_abs();
+                netlink.add_veth(name, &bridge.name, thread, DEFAULT_MTU, bridge.address(9)).unwrap();
+                assert_eq!(address().as_ref(), Some(&before), "with {name}");
+                netlink.delete(name).unwrap();
+                assert_eq!(address().as_ref(), Some(&before), "without {name}");
+            }
         });
     }
 
