@@ -61,15 +61,11 @@ async fn replace_under_load() {
     })
     .await;
     stop.store(true, Ordering::Relaxed);
-    // On a busy machine one visitor may sleep through a version; all together see each.
-    let mut all = std::collections::BTreeSet::new();
     for visitor in visitors {
         let seen =
             tokio::task::spawn_blocking(move || visitor.join()).await.unwrap().expect("every request was answered");
-        assert!(seen.len() > 1, "no version was replaced: {seen:?}");
-        all.extend(seen);
+        assert!(seen.len() >= VERSIONS, "the versions were seen one after the other: {seen:?}");
     }
-    assert!(all.len() >= VERSIONS, "the versions were seen one after the other: {all:?}");
     site.close().await;
 }
 
