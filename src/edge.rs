@@ -6,6 +6,7 @@
 
 mod pages;
 mod proxy;
+mod upstream;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -49,7 +50,7 @@ pub struct Edge {
 
 impl Edge {
     pub fn new(routes: Arc<RouteTable>, api: Router, system_domain: String) -> Self {
-        Self { routes, api, system_domain, proxy: Proxy::new() }
+        Self { routes, api, system_domain, proxy: Proxy::default() }
     }
 
     /// Serves connections until the token is cancelled, then lets requests end.

@@ -7,7 +7,7 @@ use epiniod::{buildpacks, cli, runtime};
 
 fn main() -> ExitCode {
     pin_name_services();
-    return_memory();
+    keep_no_free_memory();
     if let Some(code) = buildpacks::run_if_buildpack() {
         return code;
     }
@@ -44,7 +44,7 @@ fn pin_name_services() {
 }
 
 /// glibc keeps what was freed, up to the largest block there ever was; a daemon that sits idle should give it back.
-fn return_memory() {
+fn keep_no_free_memory() {
     #[cfg(target_env = "gnu")]
     {
         const M_TRIM_THRESHOLD: i32 = -1;

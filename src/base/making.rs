@@ -17,7 +17,7 @@ use super::{
     index::PackageIndex,
     mirror::{Look, State},
     record::{Answer, Lock, LockedLayer, RecordedLayer, Request, lock_id},
-    stack::{self, Wanted},
+    stack::{self, Wanted, megabytes},
 };
 use crate::{
     model::{Digest, ImageName, Timestamp},
@@ -249,10 +249,6 @@ impl Making<'_> {
 
 fn answer(state: &State) -> Answer {
     Answer { snapshot: state.snapshot, at: Timestamp::now() }
-}
-
-pub(super) fn megabytes(bytes: u64) -> String {
-    format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
 }
 
 const KEEP_FILES: Duration = Duration::from_secs(30 * 24 * 60 * 60);

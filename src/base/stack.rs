@@ -16,7 +16,6 @@ use super::{
     assemble::Facts,
     definition::Definition,
     index::PackageIndex,
-    making::megabytes,
     record::{LockedLayer, Request, layer_key},
     resolve::{Installed, Resolver},
 };
@@ -116,6 +115,10 @@ pub(super) fn facts_of<'a>(layers: impl Iterator<Item = &'a Facts>) -> Option<Fa
         }
         all
     })
+}
+
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
 }
 
 #[cfg(test)]

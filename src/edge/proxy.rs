@@ -1,21 +1,20 @@
 //! One request on its way to an instance, and its response on the way back.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use axum::body::Body;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
-use http_body_util::BodyExt as _;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery,
 };
+use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
 
-use super::pages::{self, Accept};
+use super::{
+    pages::{self, Accept},
+    upstream::{Failure, Upstream},
+};
 use crate::apps::InFlight;
 
-const CONNECT: Duration = Duration::from_secs(5);
-/// Connections that nobody uses are closed after this long: sooner than servers usually do (gunicorn waits 2 s, node 5 s).
-const IDLE: Duration = Duration::from_millis(1500);
 /// How often a request that no instance has seen is tried elsewhere.
 const ATTEMPTS: usize = 3;
 /// RFC 9110, section 7.6.1: what is between two neighbours only.
@@ -26,28 +25,17 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+#[derive(Default)]
 pub(super) struct Proxy {
-    client: Client<HttpConnector, Body>,
+    upstream: Upstream,
 }
 
 impl Proxy {
-    pub fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE)
-            .pool_timer(TokioTimer::new())
-            .retry_canceled_requests(true)
-            .build(connector);
-        Self { client }
-    }
-
     /// Gives a request to a backend; when that one is gone before it saw anything of it, to another.
     pub async fn forward(
         &self,
         mut request: Request<Body>,
-        backend: InFlight,
+        mut backend: InFlight,
         another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
         peer: SocketAddr,
     ) -> Response<Body> {
@@ -55,53 +43,47 @@ impl Proxy {
         let upgrade = wanted_upgrade(request.headers());
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         prepare(&mut request, peer, upgrade.as_ref());
-        // A safe request may be sent twice (RFC 9110, section 9.2.2). Any other is sent to a backend that was seen to
-        // accept a connection a moment ago.
-        let repeatable =
-            matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && is_empty(&request);
-        let mut backend = if repeatable { backend } else { reachable(backend, &another).await };
-        let (head, body) = request.into_parts();
-        let (mut body, mut tried) = (Some(body), Vec::new());
+        let spare = spare(&request);
+        let mut tried = Vec::new();
         for attempt in 1.. {
-            let mut again = Request::new(body.take().unwrap_or_else(Body::empty));
-            *again.method_mut() = head.method.clone();
-            *again.headers_mut() = head.headers.clone();
-            *again.uri_mut() = address(&backend, &head.uri);
-            *again.version_mut() = Version::HTTP_11;
-            match self.client.request(again).await {
+            let (next, why) = match self.upstream.send(backend.address(), request).await {
                 Ok(response) => return finish(response, backend, client_side),
-                Err(error) => {
-                    if error.is_connect() {
-                        backend.is_down();
-                    }
+                Err(Failure::Refused { request, cause }) => {
+                    tracing::info!(instance = backend.instance(), %cause, "an instance does not accept connections");
+                    backend.is_down();
                     tried.push(backend.address());
-                    match (repeatable && attempt < ATTEMPTS).then(|| another(&tried)).flatten() {
-                        Some(next) => backend = next,
-                        None => return failed(&accept, &backend, &error),
-                    }
+                    (Some(*request), "it does not accept connections")
                 }
+                Err(Failure::Lost { reused, cause }) => {
+                    tracing::info!(instance = backend.instance(), %cause, "a request was not answered");
+                    if !reused {
+                        tried.push(backend.address());
+                    }
+                    (spare.as_ref().map(same), "it closed the connection")
+                }
+            };
+            let next = next.filter(|_| attempt < ATTEMPTS);
+            match next.and_then(|request| Some((request, another(&tried)?))) {
+                Some(next) => (request, backend) = next,
+                None => return pages::bad_gateway(&accept, backend.instance(), why),
             }
         }
         unreachable!("the loop ends by a return")
     }
 }
 
-/// The backend, or another one when it does not accept connections any more.
-async fn reachable(mut backend: InFlight, another: impl Fn(&[SocketAddr]) -> Option<InFlight>) -> InFlight {
-    let mut tried = Vec::new();
-    for _ in 1..ATTEMPTS {
-        let connect = tokio::net::TcpStream::connect(backend.address());
-        if matches!(tokio::time::timeout(CONNECT, connect).await, Ok(Ok(_))) {
-            break;
-        }
-        backend.is_down();
-        tried.push(backend.address());
-        match another(&tried) {
-            Some(next) => backend = next,
-            None => break,
-        }
-    }
-    backend
+/// The same request once more, where it may be sent twice: when it is a safe one (RFC 9110, section 9.2.2) without a body.
+fn spare(request: &Request<Body>) -> Option<Request<()>> {
+    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    (safe && hyper::body::Body::is_end_stream(request.body())).then(|| same(request).map(|_| ()))
+}
+
+fn same<T>(request: &Request<T>) -> Request<Body> {
+    let mut same = Request::new(Body::empty());
+    *same.method_mut() = request.method().clone();
+    *same.headers_mut() = request.headers().clone();
+    *same.uri_mut() = request.uri().clone();
+    same
 }
 
 /// The response as the client gets it. The backend is busy until its body, or the tunnel, has ended.
@@ -134,12 +116,6 @@ fn finish(
     })
 }
 
-fn failed(accept: &Accept, backend: &InFlight, error: &hyper_util::client::legacy::Error) -> Response<Body> {
-    let why = if error.is_connect() { "it does not accept connections" } else { "it closed the connection" };
-    tracing::info!(instance = backend.instance(), %error, "a request was not answered");
-    pages::bad_gateway(accept, backend.instance(), why)
-}
-
 fn prepare(request: &mut Request<Body>, peer: SocketAddr, upgrade: Option<&HeaderValue>) {
     // HTTP/2 has no Host; in HTTP/1.1 a URI with one counts more (RFC 9112, section 3.2.2).
     if let Some(authority) = request.uri().authority().cloned()
@@ -161,6 +137,9 @@ fn prepare(request: &mut Request<Body>, peer: SocketAddr, upgrade: Option<&Heade
     {
         headers.insert(REQUEST_ID, value);
     }
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    *request.version_mut() = Version::HTTP_11;
 }
 
 /// Makes one line of several, with one more value at the end.
@@ -199,16 +178,6 @@ fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let wanted = connection.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade"));
     let protocol = headers.get(header::UPGRADE).filter(|_| wanted)?;
     (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
-}
-
-fn is_empty(request: &Request<Body>) -> bool {
-    hyper::body::Body::is_end_stream(request.body())
-}
-
-fn address(backend: &InFlight, uri: &Uri) -> Uri {
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-    let parts = Uri::builder().scheme("http").authority(backend.address().to_string()).path_and_query(path);
-    parts.build().expect("an address and a path are a URI")
 }
 
 fn request_id() -> String {

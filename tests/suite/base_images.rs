@@ -47,6 +47,11 @@ impl Room {
         Self { bases, folder: folder.to_owned(), blobs, objects, registry, notes: Mutex::default() }
     }
 
+    /// Asks the mirror at each making, and not once in a while.
+    fn that_looks_each_time(folder: &Path, mirror: &mirror::Mirror) -> Self {
+        Self::new(folder, Options { recheck: std::time::Duration::ZERO, ..mirror.options(folder) })
+    }
+
     /// As a restarted daemon: all that stays is on disk.
     fn forget(&mut self, options: Options) {
         let publish = Arc::new(Published(self.registry.clone()));

@@ -249,9 +249,7 @@ async fn daemons_that_share_their_downloads_fetch_each_once() {
 async fn a_newer_package_makes_a_newer_base() {
     let folder = tempfile::tempdir().unwrap();
     let mirror = Mirror::start(&app()).await;
-    let mut options = mirror.options(folder.path());
-    options.recheck = std::time::Duration::ZERO;
-    let room = Room::new(folder.path(), options);
+    let room = Room::that_looks_each_time(folder.path(), &mirror);
     let old = room.ensure(&[], &["python3"]).await.unwrap();
     assert_eq!(room.ensure(&[], &["python3"]).await.unwrap(), old, "nothing changed");
     let mut packages = app();

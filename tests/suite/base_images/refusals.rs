@@ -38,9 +38,7 @@ async fn a_mirror_that_is_down() {
 async fn a_base_that_is_there_is_used_while_the_mirror_is_down() {
     let folder = tempfile::tempdir().unwrap();
     let mirror = Mirror::start(&[Deb::new("python3", "3")]).await;
-    let mut options = mirror.options(folder.path());
-    options.recheck = std::time::Duration::ZERO;
-    let room = Room::new(folder.path(), options);
+    let room = Room::that_looks_each_time(folder.path(), &mirror);
     let pair = room.ensure(&[], &["python3"]).await.unwrap();
     mirror.stop().await;
     for _ in 0..2 {
@@ -118,9 +116,7 @@ async fn an_index_that_expired_or_is_of_another_release() {
 async fn an_index_older_than_one_that_was_seen() {
     let folder = tempfile::tempdir().unwrap();
     let mirror = Mirror::start(&[]).await;
-    let mut options = mirror.options(folder.path());
-    options.recheck = std::time::Duration::ZERO;
-    let room = Room::new(folder.path(), options);
+    let room = Room::that_looks_each_time(folder.path(), &mirror);
     let pair = room.ensure(&[], &[]).await.unwrap();
     mirror.release(&[Deb::new("bash", "0.1")], &Releases { date: -7200, ..Releases::default() });
     let error = room.ensure(&[], &["bash"]).await.unwrap_err();
@@ -144,9 +140,7 @@ async fn a_package_that_reaches_out_of_the_image() {
 async fn a_mirror_that_hangs_while_a_base_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let mirror = Mirror::start(&[]).await;
-    let mut options = mirror.options(folder.path());
-    options.recheck = std::time::Duration::ZERO;
-    let room = Room::new(folder.path(), options);
+    let room = Room::that_looks_each_time(folder.path(), &mirror);
     let pair = room.ensure(&[], &[]).await.unwrap();
     mirror.fault("InRelease", Fault::Silent);
     room.notes.lock().unwrap().clear();
