@@ -6,6 +6,7 @@ mod apps;
 mod authorities;
 mod client;
 pub mod error;
+mod image;
 mod info;
 mod lifecycle;
 mod login;
@@ -92,6 +93,12 @@ enum Command {
     Logout(login::Logout),
     /// Show what the daemon is and can do
     Info(info::Info),
+    /// Write this program as an image: epiniod image > epiniod.tar
+    ///
+    /// The image has the program and certificate authorities, and nothing else. The archive is one of
+    /// the OCI that Docker reads as well; equal programs make equal archives.
+    #[command(verbatim_doc_comment, after_help = image::EXAMPLES)]
+    Image(image::Image),
     /// One phase of a build, in its sandbox
     #[command(hide = true)]
     Lifecycle(lifecycle::Lifecycle),
@@ -187,6 +194,7 @@ fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
         Command::Namespaces(namespaces) => client_runtime()?.block_on(namespaces.run(ui)),
         Command::Login(login) => client_runtime()?.block_on(login.run(ui)),
         Command::Logout(logout) => logout.run(ui),
+        Command::Image(image) => image.run(ui),
         Command::Info(info) => client_runtime()?.block_on(info.run(ui)),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! One small struct for each concern. Unknown keys of the file are refused, and all problems are reported at once.
 
+mod authorities;
 mod client;
 mod file;
 mod run_file;
@@ -14,6 +15,7 @@ use std::{
 
 use nix::unistd::Uid;
 
+pub use authorities::embedded_authorities;
 pub use client::{ClientSettings, client_settings_file};
 pub use file::{ConfigFile, Error};
 pub use run_file::{Mode, RunFile};

@@ -7,6 +7,7 @@ mod assemble;
 mod collect;
 mod control;
 mod credential;
+pub mod own_image;
 mod signals;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

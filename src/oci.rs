@@ -3,6 +3,7 @@
 //! Images are content: whatever goes in or out is named by its digest, and every layer is written
 //! in a single pass (tar, diffID, compression, digest, upload).
 
+mod archive;
 mod client;
 mod layer;
 mod manifest;
@@ -10,10 +11,12 @@ pub mod registry;
 pub mod tree;
 mod unpack;
 
+pub use archive::write_archive;
 pub use client::{Client, Error as ClientError};
 pub use layer::{Compression, Layer, LayerWriter};
 pub use manifest::{
     ConfigFile, Descriptor, ExecutionConfig, History, Index, MEDIA_TYPE_CONFIG, MEDIA_TYPE_INDEX,
     MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_TAR, MEDIA_TYPE_LAYER_ZSTD, MEDIA_TYPE_MANIFEST, Manifest, RootFs,
+    architecture,
 };
 pub use unpack::{Ownership, Unpacked, unpack_layer};

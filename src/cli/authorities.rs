@@ -11,14 +11,10 @@ use std::{
     process::Command,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-
 use super::error::Error;
 use crate::config;
 
 const VARIABLE: &str = "SSL_CERT_FILE";
-/// RFC 7468: at most so many characters in a line.
-const LINE: usize = 64;
 
 /// Makes sure that there are authorities to trust. It does not return when the process had to be replaced.
 pub fn ensure(data_dir: &Path) -> Result<(), Error> {
@@ -40,22 +36,8 @@ pub fn ensure(data_dir: &Path) -> Result<(), Error> {
 fn write(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
     let temporary: PathBuf = path.with_extension("new");
-    fs::write(&temporary, pem())?;
+    fs::write(&temporary, config::embedded_authorities())?;
     fs::rename(temporary, path)
-}
-
-fn pem() -> String {
-    let mut text = String::new();
-    for certificate in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
-        let encoded = STANDARD.encode(certificate);
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        for line in encoded.as_bytes().chunks(LINE) {
-            text.extend(line.iter().copied().map(char::from));
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ impl Runtime for LocalRuntime {
         app: &AppName,
         query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, Error> {
-        Ok(logs::read(Arc::clone(&self.instances), namespace.clone(), app.clone(), query))
+        Ok(logs::read(Arc::clone(&self.instances), namespace.clone(), app.clone(), query).await)
     }
 
     async fn collect(&self, keep: &[ImageName]) -> Result<(), Error> {

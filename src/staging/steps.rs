@@ -168,14 +168,9 @@ fn registry_environment() -> BTreeMap<String, String> {
 }
 
 fn target() -> Target {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
     Target {
         os: "linux".to_owned(),
-        arch: arch.to_owned(),
+        arch: crate::oci::architecture().to_owned(),
         distro_name: "debian".to_owned(),
         distro_version: "13".to_owned(),
     }

@@ -10,7 +10,7 @@ use std::{
 
 use epiniod::model::Digest;
 
-use crate::support::{Daemon, Packages, RunBy, Surroundings, copy, get, not_run, sample, write};
+use crate::support::{Daemon, Packages, RunBy, Surroundings, copy, get, has_skopeo, sample, write};
 
 const SAMPLES: [&str; 4] = ["python", "node", "static", "procfile"];
 /// Files of a root that are not of the image: those of its sandbox, and what this test writes.
@@ -142,16 +142,6 @@ fn skopeo_copies_and_inspects_built_images() {
                 .contains(image(&daemon, name).rsplit_once('@').expect("a digest").1)
         );
     }
-}
-
-/// Where the gate runs, tools are installed: a test that is not run has failed.
-fn has_skopeo() -> bool {
-    let there = Command::new("skopeo").arg("--version").output().is_ok();
-    if !there {
-        assert!(std::env::var_os("EPINIOD_TEST_TOOLS").is_none(), "skopeo is not installed");
-        not_run("images as skopeo sees them: it is not installed");
-    }
-    there
 }
 
 fn architecture() -> &'static str {

@@ -16,6 +16,7 @@ mod edge;
 mod footprint;
 mod launcher;
 mod lifecycle;
+mod own_image;
 mod quickstarts;
 mod registry;
 mod sandbox;

@@ -16,6 +16,8 @@ use epiniod::{
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::support::has_skopeo;
+
 /// The password `letmein` may do everything but delete.
 struct Password;
 
@@ -240,8 +242,7 @@ async fn a_build_reaches_its_own_repository_and_no_list_of_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn skopeo_copies_and_inspects() {
-    if Command::new("skopeo").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: skopeo is not installed; tests/gate installs it");
+    if !has_skopeo() {
         return;
     }
     let place = start().await;

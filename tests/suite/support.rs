@@ -33,6 +33,16 @@ pub fn not_run(what: &str) {
     }
 }
 
+/// Where the gate runs, tools are installed: a test that is not run has failed.
+pub fn has_skopeo() -> bool {
+    let there = Command::new("skopeo").arg("--version").output().is_ok();
+    if !there {
+        assert!(std::env::var_os("EPINIOD_TEST_TOOLS").is_none(), "skopeo is not installed");
+        not_run("images as skopeo sees them: it is not installed");
+    }
+    there
+}
+
 /// A sample application.
 pub fn sample(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/apps").join(name)

@@ -30,15 +30,17 @@ const STEP: usize = 256 << 10;
 /// Monitors cut lines at 16 KiB; time and stream are in front.
 const LONGEST_LINE: u64 = (16 << 10) + 64;
 
-/// What is there, in order of time, then, with `follow`, what comes.
-pub(super) fn read(
+/// What is there now, in order of time, then, with `follow`, what comes.
+pub(super) async fn read(
     instances: Arc<Instances>,
     namespace: Namespace,
     app: AppName,
     query: LogQuery,
 ) -> BoxStream<'static, LogLine> {
     let (growing, ready) = (BTreeMap::new(), VecDeque::new());
-    let reader = Reader { instances, namespace, app, growing, ready, query, started: false };
+    let mut reader = Reader { instances, namespace, app, growing, ready, query };
+    // Whoever looks at the stream later misses nothing of what was written since.
+    reader.begin().await;
     unfold(reader, |mut reader| async move { reader.next().await.map(|line| (line, reader)) }).boxed()
 }
 
@@ -50,7 +52,6 @@ struct Reader {
     growing: BTreeMap<String, Growing>,
     ready: VecDeque<LogLine>,
     query: LogQuery,
-    started: bool,
 }
 
 impl Reader {
@@ -58,11 +59,6 @@ impl Reader {
         loop {
             if let Some(line) = self.ready.pop_front() {
                 return Some(line);
-            }
-            if !self.started {
-                self.started = true;
-                self.begin().await;
-                continue;
             }
             if !self.query.follow {
                 return None;

@@ -1,0 +1,87 @@
+//! The daemon as an image: this program and certificate authorities, and nothing else.
+//!
+//! Everything in it is fixed but the program, so equal programs make equal images.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _, Write},
+};
+
+use crate::{
+    config,
+    oci::{Compression, ConfigFile, ExecutionConfig, Layer, LayerWriter, RootFs, architecture, write_archive},
+};
+
+/// Where the program is in the image.
+const PROGRAM: &str = "epiniod";
+const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
+/// A user that nobody has a name for: clusters want a number that is not 0.
+const USER: &str = "65532:65532";
+/// 1980-01-01T00:00:01Z, the time of everything in the images that we make.
+const CREATED: (&str, u64) = ("1980-01-01T00:00:01Z", 315_532_801);
+
+/// The name that the image has where it was imported by hand: no registry has such a name.
+pub fn name() -> String {
+    format!("localhost/epiniod:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Writes the image as an archive; returns the size of its layer in bytes.
+pub fn write(out: impl Write) -> io::Result<u64> {
+    // What runs, also when the file was replaced since.
+    let mut program = Vec::new();
+    File::open("/proc/self/exe")?.read_to_end(&mut program)?;
+    let (layer, content) = layer(&program)?;
+    let size = layer.blob.size;
+    write_archive(out, &name(), &configuration(&layer), &[(layer.blob, content)])?;
+    Ok(size)
+}
+
+/// Compressed in the way that every engine reads, also the old ones.
+fn layer(program: &[u8]) -> io::Result<(Layer, Vec<u8>)> {
+    let mut tar = tar::Builder::new(LayerWriter::new(Compression::Gzip, Vec::new())?);
+    for folder in ["etc", "etc/ssl", "etc/ssl/certs"] {
+        entry(&mut tar, tar::EntryType::Directory, folder, 0o755, &[])?;
+    }
+    // What is temporary is anybody's.
+    entry(&mut tar, tar::EntryType::Directory, "tmp", 0o1777, &[])?;
+    entry(&mut tar, tar::EntryType::Regular, AUTHORITIES, 0o644, config::embedded_authorities().as_bytes())?;
+    entry(&mut tar, tar::EntryType::Regular, PROGRAM, 0o755, program)?;
+    tar.into_inner()?.finish()
+}
+
+fn entry(
+    tar: &mut tar::Builder<impl Write>,
+    kind: tar::EntryType,
+    name: &str,
+    mode: u32,
+    content: &[u8],
+) -> io::Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_mtime(CREATED.1);
+    header.set_size(content.len() as u64);
+    tar.append_data(&mut header, name, content)
+}
+
+fn configuration(layer: &Layer) -> ConfigFile {
+    let labels = [("title", "epiniod"), ("version", env!("CARGO_PKG_VERSION"))]
+        .map(|(name, value)| (format!("org.opencontainers.image.{name}"), value.to_owned()));
+    ConfigFile {
+        created: Some(CREATED.0.to_owned()),
+        architecture: architecture().to_owned(),
+        os: "linux".to_owned(),
+        config: ExecutionConfig {
+            user: Some(USER.to_owned()),
+            env: Some(vec!["PATH=/".to_owned(), format!("SSL_CERT_FILE=/{AUTHORITIES}")]),
+            entrypoint: Some(vec![format!("/{PROGRAM}")]),
+            cmd: Some(vec!["serve".to_owned()]),
+            working_dir: Some("/".to_owned()),
+            labels: Some(BTreeMap::from(labels)),
+            ..ExecutionConfig::default()
+        },
+        rootfs: RootFs { diff_ids: vec![layer.diff_id], ..RootFs::default() },
+        ..ConfigFile::default()
+    }
+}
