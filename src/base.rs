@@ -71,7 +71,7 @@ use self::{
 use crate::{
     blob::SharedBlobs,
     model::{Digest, ImageName, Timestamp},
-    oci::Compression,
+    oci::{Compression, architecture},
     store::Objects,
 };
 
@@ -111,17 +111,13 @@ pub struct Options {
 impl Options {
     /// What a daemon uses that keeps its files below `data_dir`.
     pub fn new(data_dir: &Path, mirrors: Mirrors) -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
         Self {
             cache: data_dir.join("cache/debian"),
             mirrors,
             apt: PathBuf::from("/etc/apt"),
             keyring: Keyring::debian(),
-            architecture: architecture.to_owned(),
+            // Debian has the same names.
+            architecture: architecture().to_owned(),
             compression: Compression::default(),
             recheck: RECHECK,
             retry_delay: Duration::from_millis(500),

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     blob::SharedBlobs,
     model::Digest,
-    oci::{ConfigFile, Descriptor, ExecutionConfig, History, Layer, MEDIA_TYPE_CONFIG, Manifest, RootFs},
+    oci::{CREATED, ConfigFile, Descriptor, ExecutionConfig, History, Layer, MEDIA_TYPE_CONFIG, Manifest, RootFs},
 };
 
 /// The two kinds of base images.
@@ -89,8 +89,6 @@ pub(super) async fn read_blob(blobs: &SharedBlobs, digest: &Digest) -> Result<Op
     read.await.map(Some).map_err(|source| Error::Io { doing: doing(), source })
 }
 
-/// CNB time (platform specification, "Reproducibility"): never that of the making.
-const CREATED: &str = "1980-01-01T00:00:01Z";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn config(role: Role, architecture: &str, lock: &Digest, layers: &[Layer]) -> ConfigFile {

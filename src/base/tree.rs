@@ -10,8 +10,7 @@ use std::{
 
 use tar::{Builder, EntryType, Header};
 
-/// 1980-01-01T00:00:01Z, the time of everything in a CNB image.
-pub(super) const EPOCH: u64 = 315_532_801;
+use crate::oci::CREATED_SECONDS;
 
 /// Writes the tar of a layer.
 pub(super) struct Tree<W: Write> {
@@ -123,7 +122,7 @@ fn header(kind: EntryType, access: Access, size: u64) -> Header {
     header.set_uid(access.uid);
     header.set_gid(access.gid);
     header.set_size(size);
-    header.set_mtime(EPOCH);
+    header.set_mtime(CREATED_SECONDS);
     header
 }
 
@@ -146,7 +145,7 @@ mod tests {
         let mut seen = Vec::new();
         for entry in archive.entries().unwrap() {
             let entry = entry.unwrap();
-            assert_eq!(entry.header().mtime().unwrap(), EPOCH);
+            assert_eq!(entry.header().mtime().unwrap(), CREATED_SECONDS);
             assert_eq!(entry.header().username(), Ok(Some("")));
             seen.push((entry.path().unwrap().display().to_string(), entry.header().mode().unwrap()));
         }

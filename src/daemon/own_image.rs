@@ -10,7 +10,10 @@ use std::{
 
 use crate::{
     config,
-    oci::{Compression, ConfigFile, ExecutionConfig, Layer, LayerWriter, RootFs, architecture, write_archive},
+    oci::{
+        CREATED, CREATED_SECONDS, Compression, ConfigFile, ExecutionConfig, Layer, LayerWriter, RootFs, architecture,
+        write_archive,
+    },
 };
 
 /// Where the program is in the image.
@@ -18,8 +21,6 @@ const PROGRAM: &str = "epiniod";
 const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
 /// A user that nobody has a name for: clusters want a number that is not 0.
 const USER: &str = "65532:65532";
-/// 1980-01-01T00:00:01Z, the time of everything in the images that we make.
-const CREATED: (&str, u64) = ("1980-01-01T00:00:01Z", 315_532_801);
 
 /// The name that the image has where it was imported by hand: no registry has such a name.
 pub fn name() -> String {
@@ -60,7 +61,7 @@ fn entry(
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(kind);
     header.set_mode(mode);
-    header.set_mtime(CREATED.1);
+    header.set_mtime(CREATED_SECONDS);
     header.set_size(content.len() as u64);
     tar.append_data(&mut header, name, content)
 }
@@ -69,7 +70,7 @@ fn configuration(layer: &Layer) -> ConfigFile {
     let labels = [("title", "epiniod"), ("version", env!("CARGO_PKG_VERSION"))]
         .map(|(name, value)| (format!("org.opencontainers.image.{name}"), value.to_owned()));
     ConfigFile {
-        created: Some(CREATED.0.to_owned()),
+        created: Some(CREATED.to_owned()),
         architecture: architecture().to_owned(),
         os: "linux".to_owned(),
         config: ExecutionConfig {

@@ -58,27 +58,27 @@ impl Upstream {
     /// Tells apart whether the instance can have seen anything of the request.
     pub async fn send(&self, address: SocketAddr, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
         let mut request = request;
-        while let Some(mut sender) = self.idle(address) {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(self.answered(address, sender, response)),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(Failure::Lost { reused: true, cause: error.into_error() }),
+        loop {
+            let (mut sender, reused) = match self.idle(address) {
+                Some(sender) => (sender, true),
+                None => match connect(address).await {
+                    Ok(sender) => (sender, false),
+                    Err(cause) => return Err(Failure::Refused { request: Box::new(request), cause }),
                 },
-            }
-        }
-        let mut sender = match connect(address).await {
-            Ok(sender) => sender,
-            Err(cause) => return Err(Failure::Refused { request: Box::new(request), cause }),
-        };
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok(self.answered(address, sender, response)),
-            Err(mut error) => match error.take_message() {
+            };
+            let mut error = match sender.try_send_request(request).await {
+                Ok(response) => return Ok(self.answered(address, sender, response)),
+                Err(error) => error,
+            };
+            let unsent = error.take_message();
+            let cause = error.into_error();
+            match unsent {
+                Some(unsent) if reused => request = unsent,
                 Some(unsent) => {
-                    Err(Failure::Refused { request: Box::new(unsent), cause: io::Error::other(error.into_error()) })
+                    return Err(Failure::Refused { request: Box::new(unsent), cause: io::Error::other(cause) });
                 }
-                None => Err(Failure::Lost { reused: false, cause: error.into_error() }),
-            },
+                None => return Err(Failure::Lost { reused, cause }),
+            }
         }
     }
 
@@ -162,6 +162,12 @@ mod tests {
         Request::post("/").header("host", "app").body(Body::from(body)).unwrap()
     }
 
+    async fn instance() -> (TcpListener, SocketAddr, Upstream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address, Upstream::default())
+    }
+
     /// Reads a head with a body of one byte, and answers.
     async fn answer(stream: &mut TcpStream) {
         let mut text = Vec::new();
@@ -182,8 +188,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_takes_one_request_after_the_other_and_is_closed_when_there_are_none() {
-        let (listener, upstream) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Upstream::default());
-        let address = listener.local_addr().unwrap();
+        let (listener, address, upstream) = instance().await;
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             answer(&mut stream).await;
@@ -201,8 +206,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_nobody_took_comes_back_whole() {
-        let (listener, upstream) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Upstream::default());
-        let address = listener.local_addr().unwrap();
+        let (listener, address, upstream) = instance().await;
         let server = tokio::spawn(async move {
             // The first connection ends while it is idle; then nobody listens any more.
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -217,8 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_was_taken_and_not_answered_is_lost() {
-        let (listener, upstream) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Upstream::default());
-        let address = listener.local_addr().unwrap();
+        let (listener, address, upstream) = instance().await;
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.read_u8().await.unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Context as _, Dirs, Result, escape,
-    export::{CREATED, folder_at, inside, likely},
+    export::{folder_at, inside, likely},
     image::{Image, Lost},
     layers::{self, Layer},
     metadata::{BuildpackLayers, CACHE, CacheMetadata, LayerMetadata, LifecycleMetadata, Sha, find, json},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{Digest, ImageName},
-    oci::{Client, Compression, ConfigFile, Descriptor, ExecutionConfig, RootFs},
+    oci::{CREATED, Client, Compression, ConfigFile, Descriptor, ExecutionConfig, RootFs},
     telemetry,
 };
 

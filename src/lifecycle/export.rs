@@ -26,7 +26,6 @@ use crate::{
     oci::Client,
 };
 
-pub(super) const CREATED: &str = "1980-01-01T00:00:01Z";
 pub(super) const EXPORT_FAILED: i32 = 62;
 
 /// Writes the image, then the cache.

@@ -15,8 +15,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// 1980-01-01T00:00:01Z
-const MTIME: u64 = 315_532_801;
+use crate::oci::CREATED_SECONDS;
+
 const BLOCK: usize = 512;
 /// uid and gid of what a build made.
 const OWNER: u64 = 1000;
@@ -197,7 +197,7 @@ fn header(out: &mut dyn Write, name: &[u8], mode: u32, owner: Owner, entry: &Ent
     let shortened = stripped(name);
     let (prefix, rest) = split.filter(|_| !pax).unwrap_or((b"", &shortened));
     let shown = if is_large { 0 } else { size };
-    let mut block = block(rest, prefix, mode, id, MTIME, shown, kind, &stripped(link), true);
+    let mut block = block(rest, prefix, mode, id, CREATED_SECONDS, shown, kind, &stripped(link), true);
     checksum(&mut block);
     out.write_all(&block)
 }

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Context as _, Error, PLATFORM_API, PLATFORM_API_VARIABLE, Result,
-    export::{CREATED, EXPORT_FAILED},
+    export::EXPORT_FAILED,
     image::Image,
     metadata::{BUILD, BuildLabel, LIFECYCLE, LifecycleMetadata, PROJECT, Sha},
     phase::Export,
@@ -16,8 +16,8 @@ use super::{
 use crate::{
     model::Digest,
     oci::{
-        Client, Compression, ConfigFile, Descriptor, ExecutionConfig, History, Layer, MEDIA_TYPE_CONFIG, Manifest,
-        RootFs,
+        CREATED, Client, Compression, ConfigFile, Descriptor, ExecutionConfig, History, Layer, MEDIA_TYPE_CONFIG,
+        Manifest, RootFs,
     },
 };
 

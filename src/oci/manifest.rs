@@ -13,6 +13,10 @@ pub const MEDIA_TYPE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const MEDIA_TYPE_LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const MEDIA_TYPE_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub const MEDIA_TYPE_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+/// When everything in the images that we make was made, so that equal content has equal digests: the time of CNB images.
+pub const CREATED: &str = "1980-01-01T00:00:01Z";
+/// The same, in seconds as a tar has it.
+pub const CREATED_SECONDS: u64 = 315_532_801;
 
 /// An image manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
