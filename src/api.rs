@@ -23,6 +23,7 @@ mod push;
 mod shape;
 mod staging;
 mod system;
+mod websocket;
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ use futures::{
 };
 use serde_json::json;
 
-use super::{ApiError, ApiState, applications::find, staging::stage_of};
+use super::{ApiError, ApiState, applications::find, staging::stage_of, websocket};
 use crate::{
     apps,
     model::{App, Timestamp},
@@ -146,8 +146,7 @@ async fn send(
         }
     }
     let end = CloseFrame { code: close_code::NORMAL, reason: "".into() };
-    // The client may be gone by now.
-    let _ = socket.send(Message::Close(Some(end))).await;
+    websocket::close(socket, Some(end)).await;
 }
 
 fn as_json(line: &LogLine, namespace: &str) -> Message {

@@ -19,6 +19,7 @@ use super::{
     json::Body,
     models::{self, DeployRequest, StageRequest},
     namespaces::parse,
+    websocket,
 };
 use crate::{
     apps::Deployment,
@@ -131,7 +132,7 @@ async fn tell_completion(state: ApiState, namespace: Namespace, id: StageId, mut
     };
     // The client may be gone by now.
     let _ = socket.send(last).await;
-    let _ = socket.send(Message::Close(None)).await;
+    websocket::close(socket, None).await;
 }
 
 pub(super) fn stage_of((namespace, id): &(String, String)) -> Result<(Namespace, StageId), ApiError> {
