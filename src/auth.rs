@@ -135,6 +135,10 @@ impl Authenticator for Auth {
             (None, Some((name, password))) if name == TOKEN_USER => Some(password),
             _ => None,
         };
+        if let Some(begin) = token.as_deref().and_then(|token| self.verify_pull(token)) {
+            let within = repository.is_none_or(|repository| repository.starts_with(&begin));
+            return if within && action == Action::Pull { Verdict::Allowed } else { Verdict::Denied };
+        }
         let result = match token {
             Some(token) => self.verify(&token).await.map(|claims| match claims {
                 // What others there are is nothing to a build.

@@ -5,6 +5,7 @@
 mod authorities;
 mod client;
 mod file;
+mod kubernetes;
 mod run_file;
 
 use std::{
@@ -18,6 +19,7 @@ use nix::unistd::Uid;
 pub use authorities::embedded_authorities;
 pub use client::{ClientSettings, client_settings_file};
 pub use file::{ConfigFile, Error};
+pub use kubernetes::{Kubernetes, KubernetesFlags};
 pub use run_file::{Mode, RunFile};
 
 use crate::{base::Mirrors, model::Route, runtime::Limits, source, telemetry};
@@ -38,6 +40,8 @@ pub struct Config {
     pub builds: Builds,
     /// Of each instance.
     pub instances: Limits,
+    /// The cluster that everything runs in; none on one machine.
+    pub kubernetes: Option<Kubernetes>,
     pub log: Log,
 }
 
@@ -90,6 +94,8 @@ pub struct Flags {
     /// How the log is written [default: text]
     #[arg(long, env = "EPINIOD_LOG_FORMAT", value_enum)]
     pub log_format: Option<telemetry::Format>,
+    #[command(flatten)]
+    pub kubernetes: KubernetesFlags,
 }
 
 /// Where the daemon of root keeps everything, unless told otherwise.
@@ -136,6 +142,7 @@ impl Config {
             check_filter(log.filter.as_deref()),
         ];
         problems.extend(checks.into_iter().flatten());
+        let kubernetes = flags.kubernetes.settle(registry_listen, &mut problems);
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }
@@ -150,6 +157,7 @@ impl Config {
             sources: file.sources,
             builds: file.builds,
             instances: file.instances,
+            kubernetes,
             log,
         })
     }
@@ -245,7 +253,8 @@ impl Flags {
             ("--log", text(&self.log)),
             ("--log-format", format.map(|format| format.get_name().into())),
         ];
-        all.into_iter().filter_map(|(flag, value)| value.map(|value| [flag.into(), value])).flatten().collect()
+        let all = all.into_iter().chain(self.kubernetes.to_args());
+        all.filter_map(|(flag, value)| value.map(|value| [flag.into(), value])).flatten().collect()
     }
 }
 

@@ -4,9 +4,11 @@
 //! `up`, which runs in a terminal, and `stop --all` stop them as well.
 
 mod assemble;
+mod cluster;
 mod collect;
 mod control;
 mod credential;
+mod handover;
 pub mod own_image;
 mod signals;
 
@@ -86,6 +88,8 @@ pub enum Error {
     Auth(#[from] crate::auth::Error),
     #[error("sandboxes cannot be run here")]
     Runtime(#[from] crate::runtime::Error),
+    #[error("the daemon's own image cannot be put into its registry")]
+    OwnImage(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("base images cannot be made here")]
     Base(#[from] crate::base::Error),
     #[error("applications cannot be taken up")]

@@ -91,10 +91,24 @@ impl Default for Dirs {
     }
 }
 
-/// Runs one phase in this process, from its input to its report.
-pub fn run(phase: &str, hooks: &Hooks) -> ExitCode {
+impl Dirs {
+    /// The specification's places, below a folder: for phases that run without a sandbox.
+    fn below(root: &Path) -> Self {
+        let Self { app, layers, platform, cnb, scratch } = Self::default();
+        let below = |path: PathBuf| rooted(root, &path);
+        Self { app: below(app), layers: below(layers), platform: below(platform), cnb: below(cnb), scratch }
+    }
+}
+
+/// A path of the sandbox; below another root where there is none.
+fn rooted(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Runs one phase in this process, from its input to its report. `root` is `/` in a sandbox.
+pub fn run(phase: &str, root: &Path, hooks: &Hooks) -> ExitCode {
     match check_platform_api(std::env::var(PLATFORM_API_VARIABLE).ok().as_deref())
-        .and_then(|()| run_phase(phase, hooks))
+        .and_then(|()| run_phase(phase, root, hooks))
     {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -102,19 +116,19 @@ pub fn run(phase: &str, hooks: &Hooks) -> ExitCode {
             let code = error.code;
             let cause = error.cause.chars().take(MAX_CAUSE).collect();
             // The exit code says that it failed, also when the reason cannot be written.
-            let _ = report(&Failure { cause, code, buildpack: error.buildpack });
+            let _ = report(root, &Failure { cause, code, buildpack: error.buildpack });
             ExitCode::from(u8::try_from(code).unwrap_or(1))
         }
     }
 }
 
-fn run_phase(phase: &str, hooks: &Hooks) -> Result<()> {
-    let (dirs, variables) = (Dirs::default(), std::env::vars_os().collect());
+fn run_phase(phase: &str, root: &Path, hooks: &Hooks) -> Result<()> {
+    let (dirs, variables) = (Dirs::below(root), std::env::vars_os().collect());
     match phase {
-        "prepare" => report(&prepare::prepare(&dirs, &input()?, hooks)?),
-        "detect" => report(&detect(&dirs, &input()?, &variables)?),
-        "build" => report(&build(&dirs, &input()?, &variables)?),
-        "export" => report(&export::export(&dirs, &input()?)?),
+        "prepare" => report(root, &prepare::prepare(&dirs, root, &input(root)?, hooks)?),
+        "detect" => report(root, &detect(&dirs, &input(root)?, &variables)?),
+        "build" => report(root, &build(&dirs, &input(root)?, &variables)?),
+        "export" => report(root, &export::export(&dirs, &input(root)?)?),
         other => Err(Error::new(FAILED, format!("'{other}' is no phase; there are prepare, detect, build and export"))),
     }
 }
@@ -168,12 +182,12 @@ impl<T, E: std::error::Error> Context<T> for std::result::Result<T, E> {
     }
 }
 
-fn input<T: DeserializeOwned>() -> Result<T> {
-    let text = fs::read(phase::INPUT).context(FAILED, || format!("reading {}", phase::INPUT))?;
+fn input<T: DeserializeOwned>(root: &Path) -> Result<T> {
+    let text = fs::read(rooted(root, Path::new(phase::INPUT))).context(FAILED, || format!("reading {}", phase::INPUT))?;
     serde_json::from_slice(&text).context(FAILED, || format!("reading {}", phase::INPUT))
 }
 
-fn report(report: &impl Serialize) -> Result<()> {
+fn report(root: &Path, report: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(report).context(FAILED, || "writing the report".to_owned())?;
     if text.len() as u64 > MAX_REPORT_BYTES {
         let cause = format!(
@@ -182,7 +196,7 @@ fn report(report: &impl Serialize) -> Result<()> {
         );
         return Err(Error::new(FAILED, cause));
     }
-    fs::write(phase::REPORT, text).context(FAILED, || format!("writing {}", phase::REPORT))
+    fs::write(rooted(root, Path::new(phase::REPORT)), text).context(FAILED, || format!("writing {}", phase::REPORT))
 }
 
 fn token() -> Result<String> {

@@ -1,4 +1,5 @@
-//! One binary, several roles: an embedded buildpack (by argv[0]), the set-up of a sandbox, and the command line,
+//! One binary, several roles: an embedded buildpack (by argv[0]), the set-up of a sandbox, a step of a
+//! build in a cluster, and the command line,
 //! of which a phase of a build and the daemon are commands.
 
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ fn main() -> ExitCode {
     if let Some(code) = buildpacks::run_if_buildpack() {
         return code;
     }
-    if let Some(code) = runtime::local::run_role() {
+    if let Some(code) = runtime::local::run_role().or_else(runtime::kube::run_role) {
         return code;
     }
     rustls::crypto::ring::default_provider().install_default().expect("no other provider was installed");

@@ -5,6 +5,7 @@
 //! instances. Everything is level-triggered: `apply` says what should be, `status` what is, and
 //! `changes` when to look again.
 
+pub mod kube;
 pub mod local;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -14,13 +15,17 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::model::{AppName, Digest, ImageName, Namespace, ReleaseId, Timestamp};
+use crate::model::{AppName, Digest, ImageName, Namespace, ReleaseId, Route, Timestamp};
 
 /// A place where things run.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
+    /// How long what the steps of a job write is there for others.
+    fn volumes(&self) -> Volumes;
+
     /// Runs the steps of a job one after the other and returns what each one left, up to and
-    /// including the first that did not end with 0. Cancelling kills the step that runs.
+    /// including the first that did not end with 0. Cancelling ends it; what still goes on then ends when the job is
+    /// discarded.
     async fn run(&self, job: Job, log: LogSink, cancel: CancellationToken) -> Result<Vec<StepOutcome>, Error>;
 
     /// Removes the volumes of a job, and whatever else is left of it. Discarding what is not there
@@ -45,6 +50,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Stops a workload: SIGTERM, after `grace` SIGKILL. Ends when nothing is left of it.
     async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error>;
+
+    /// Says what all applications are reached by, where something other than the daemon's own edge needs to know.
+    async fn expose(&self, routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), Error>;
 
     /// What the instances of an application wrote, of all releases, oldest first.
     async fn logs(
@@ -72,6 +80,20 @@ pub type JobId = crate::model::StageId;
 pub struct Job {
     pub id: JobId,
     pub steps: Vec<Step>,
+    /// Lines of each step that the log has of an attempt before, for a runtime that goes on with it.
+    pub seen: BTreeMap<String, usize>,
+}
+
+/// The origin of the line that says that a job begins anew.
+pub const JOB_BEGINS: &str = "job";
+
+/// How long volumes live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volumes {
+    /// Until the job is discarded: several runs work on them. A run ends with the daemon.
+    OfTheJob,
+    /// Until a run ends. A run that is interrupted goes on by itself, and the same run of a later daemon finds it.
+    OfOneRun,
 }
 
 /// One sandboxed process that ends.
@@ -125,6 +147,8 @@ pub struct StepFile {
 pub struct StepBlob {
     pub digest: Digest,
     pub path: String,
+    /// The file of the step with the credential, where the blob has to be fetched.
+    pub token: String,
 }
 
 #[derive(Debug, Clone)]
@@ -167,6 +191,14 @@ pub enum Trust {
     Image,
     BuildCa,
 }
+
+/// Where programs look for certificate authorities.
+pub const TRUST_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// What one sandbox may use. `None` is no limit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -267,6 +299,8 @@ pub enum InstanceState {
     Ready { address: SocketAddr },
     /// It ended and waits until it is started again.
     BackOff { ended: Ended, retry_at: Timestamp, last_words: Vec<String> },
+    /// It cannot be started, or not yet, and this is why.
+    Held { cause: String },
     /// It is being stopped.
     Stopping,
 }

@@ -26,7 +26,7 @@ use crate::{
     blob::SharedBlobs,
     model::{AfterStaging, App, AppName, Namespace, StageId, Staging, StagingState, Timestamp},
     oci::registry::Registry,
-    runtime::{Limits, LogLine, SharedRuntime},
+    runtime::{Limits, LogLine, SharedRuntime, Volumes},
     source::Source,
     store::{self, Key, Objects},
 };
@@ -306,7 +306,9 @@ impl Stagings {
         let stagings = Arc::clone(self);
         self.tasks.spawn(async move {
             let id = staging.id.clone();
-            if leftovers == Leftovers::OfAnAttempt {
+            // What goes on without a daemon is gone on with.
+            let dead = stagings.rooms.runtime.volumes() == Volumes::OfTheJob;
+            if leftovers == Leftovers::OfAnAttempt && dead {
                 stagings.discard(&id).await;
             }
             run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, given_up }.drive().await;

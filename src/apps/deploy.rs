@@ -25,6 +25,9 @@ const KEPT_RELEASES: usize = 10;
 const LAST_WORDS: usize = 20;
 const LOOKED_THROUGH: usize = 10_000;
 
+/// How long an instance may be kept from starting: what keeps it may go by itself.
+const HELD: Duration = Duration::from_secs(20);
+
 /// What is to be deployed.
 #[derive(Debug, Clone)]
 pub struct Deployment {
@@ -164,6 +167,7 @@ impl Apps {
     /// The health gate: every instance accepts connections, and none has ended by itself.
     async fn healthy(&self, release: &Release) -> Result<Result<(), Unhealthy>, Error> {
         let deadline = Instant::now() + self.settings.health_deadline;
+        let mut held_since = None;
         let mut changes = self.runtime.changes();
         loop {
             let instances = self.runtime.status(&release.id).await?.unwrap_or_default().instances;
@@ -172,6 +176,17 @@ impl Apps {
                     let cause = format!("instance {} ended with {}", instance.name, describe(*ended));
                     return Ok(Err(Unhealthy { cause, last_words: last_words.clone() }));
                 }
+            }
+            let held = instances.iter().find_map(|instance| match &instance.state {
+                InstanceState::Held { cause } => Some(cause),
+                _ => None,
+            });
+            match held {
+                Some(cause) if held_since.get_or_insert_with(Instant::now).elapsed() >= HELD => {
+                    return Ok(Err(Unhealthy { cause: cause.clone(), last_words: Vec::new() }));
+                }
+                Some(_) => {}
+                None => held_since = None,
             }
             let ready = instances.iter().filter(|instance| matches!(instance.state, InstanceState::Ready { .. }));
             if ready.count() >= release.instances as usize {

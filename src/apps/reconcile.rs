@@ -160,19 +160,30 @@ impl Apps {
         // One at a time: what was read before a change must not replace what was read after it.
         let _turn = self.refreshing.lock().await;
         let mut routes: Vec<(Route, Arc<Target>)> = Vec::new();
+        let mut exposed = Vec::new();
         for stored in self.objects.list::<App>(None).await? {
             let app = stored.value;
             let target = Arc::new(self.target(&app).await?);
-            routes.extend(self.routes(&app).into_iter().map(|route| (route, Arc::clone(&target))));
+            let own = self.routes(&app);
+            routes.extend(own.iter().cloned().map(|route| (route, Arc::clone(&target))));
+            if app.release.is_some() {
+                exposed.push((app.namespace, app.name, own));
+            }
         }
+        self.forget_backends(&routes);
+        self.table.replace(routes);
+        self.runtime.expose(exposed).await?;
+        Ok(())
+    }
+
+    /// Backends that no route leads to, and nobody is busy with.
+    fn forget_backends(&self, routes: &[(Route, Arc<Target>)]) {
         let live: HashSet<*const Backend> =
             routes.iter().flat_map(|(_, target)| target.backends.iter().map(Arc::as_ptr)).collect();
         self.backends
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|_, backend| live.contains(&Arc::as_ptr(backend)) || Arc::strong_count(backend) > 1);
-        self.table.replace(routes);
-        Ok(())
     }
 
     async fn target(&self, app: &App) -> Result<Target, Error> {
@@ -230,6 +241,7 @@ fn why_nothing_serves(app: &App, instances: &[Instance]) -> String {
         InstanceState::BackOff { ended, retry_at, .. } => {
             Some(format!("it ended with {} and is started again at {retry_at}", describe(*ended)))
         }
+        InstanceState::Held { cause } => Some(cause.clone()),
         _ => None,
     });
     crashed.unwrap_or_else(|| "it is starting".to_owned())

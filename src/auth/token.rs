@@ -14,6 +14,9 @@ use crate::{
 /// How long the token of a websocket is good, in seconds (Epinio has 30).
 const WEBSOCKET_SECONDS: i64 = 30;
 
+/// How long nodes may pull with one token, in seconds: every daemon that starts hands out new ones.
+const PULL_SECONDS: i64 = 366 * 24 * 3600;
+
 /// What a build may do in the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildClaims {
@@ -28,6 +31,13 @@ pub struct BuildClaims {
 pub struct Grant {
     pub repository: String,
     pub actions: Vec<Action>,
+}
+
+/// What the nodes of a cluster may do: pull images whose repositories begin so.
+#[derive(Serialize, Deserialize)]
+struct PullClaims {
+    pull: String,
+    expires_at: Timestamp,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,6 +64,18 @@ impl Auth {
         let staging = self.objects.get::<Staging>(&Key::staging(&claims.namespace, &claims.staging)).await?;
         let goes_on = staging.is_some_and(|stored| !stored.value.state.is_final());
         Ok(Some(claims).filter(|claims| goes_on && claims.expires_at > Timestamp::now()))
+    }
+
+    /// A name and a password with which images are pulled whose repositories begin so.
+    pub fn pull_credential(&self, repositories: &str) -> (String, String) {
+        let expires_at = Timestamp::from_second(Timestamp::now().as_second() + PULL_SECONDS);
+        (super::TOKEN_USER.to_owned(), self.seal(&PullClaims { pull: repositories.to_owned(), expires_at }))
+    }
+
+    /// The beginning of the repositories that this token is for, when it is one of those.
+    pub(super) fn verify_pull(&self, token: &str) -> Option<String> {
+        let claims = self.open_token::<PullClaims>(token)?;
+        (claims.expires_at > Timestamp::now()).then_some(claims.pull)
     }
 
     /// A token for a websocket, which cannot send a header from a browser.

@@ -1,6 +1,6 @@
 //! `epiniod lifecycle PHASE`: what runs inside the sandboxes of a build. Here the rooms meet that must not know each other.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
@@ -14,6 +14,9 @@ use crate::{
 pub struct Lifecycle {
     /// prepare, detect, build or export
     phase: String,
+    /// Where the places of the specification are: below this folder
+    #[arg(long, default_value = "/", hide = true)]
+    root: PathBuf,
 }
 
 impl Lifecycle {
@@ -27,6 +30,6 @@ impl Lifecycle {
             },
             install_buildpacks: buildpacks::install,
         };
-        lifecycle::run(&self.phase, &hooks)
+        lifecycle::run(&self.phase, &self.root, &hooks)
     }
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use axum::{Router, extract::State, http::StatusCode, routing::post};
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Mode, collect::Garbage, control::Control, credential};
+use super::{Error, Mode, cluster, collect::Garbage, control::Control, credential, handover};
 use crate::{
     api::{self, Urls},
     apps::{self, Apps},
@@ -57,16 +57,10 @@ impl House {
         let auth = Auth::open(objects.clone()).await?;
         credential::provide(config, api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
-        let runtime: SharedRuntime = local::LocalRuntime::open(
-            local::LocalConfig {
-                data_dir: config.data_dir.clone(),
-                build_ca: config.build_ca.clone(),
-                own_binary: std::env::current_exe()
-                    .map_err(|source| Error::DataDir { path: "/proc/self/exe".into(), source })?,
-            },
-            Arc::clone(&blobs),
-        )
-        .await?;
+        let (runtime, registry_address) = match &config.kubernetes {
+            Some(kubernetes) => cluster::open(config, kubernetes, registry_at, &blobs, &registry, &auth).await?,
+            None => (open_local(config, &blobs).await?, registry_at.to_string()),
+        };
         let publisher = Arc::new(Publisher(registry.clone()));
         let options = Options::new(&config.data_dir, config.mirrors.clone());
         let bases = Arc::new(Bases::new(options, Arc::clone(&blobs), objects.clone(), publisher));
@@ -79,7 +73,7 @@ impl House {
             bases: Arc::clone(&bases),
             auth: Arc::clone(&auth),
         };
-        let stagings = Stagings::new(rooms, staging_settings(config, registry_at));
+        let stagings = Stagings::new(rooms, staging_settings(config, registry_address));
         let app_settings = apps::Settings {
             system_domain: config.system_domain.clone(),
             limits: config.instances.clone(),
@@ -136,7 +130,9 @@ impl House {
     }
 
     pub fn registry_router(&self) -> Router {
-        self.registry.router(self.auth.clone())
+        let blobs = Arc::clone(&self.garbage.blobs);
+        handover::router(self.garbage.objects.clone(), blobs, Arc::clone(&self.auth))
+            .fallback_service(self.registry.router(self.auth.clone()))
     }
 
     pub fn garbage(&self) -> Arc<Garbage> {
@@ -154,6 +150,15 @@ impl Publish for Publisher {
     }
 }
 
+/// The runtime of this machine.
+async fn open_local(config: &Config, blobs: &SharedBlobs) -> Result<SharedRuntime, Error> {
+    let own_binary =
+        std::env::current_exe().map_err(|source| Error::DataDir { path: "/proc/self/exe".into(), source })?;
+    let (data_dir, build_ca) = (config.data_dir.clone(), config.build_ca.clone());
+    let settings = local::LocalConfig { data_dir, build_ca, own_binary };
+    Ok(local::LocalRuntime::open(settings, Arc::clone(blobs)).await?)
+}
+
 fn prepare_data_dir(config: &Config) -> Result<(), Error> {
     let prepare = || -> io::Result<()> {
         fs::create_dir_all(&config.data_dir)?;
@@ -162,7 +167,7 @@ fn prepare_data_dir(config: &Config) -> Result<(), Error> {
     prepare().map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })
 }
 
-fn staging_settings(config: &Config, registry: SocketAddr) -> staging::Settings {
+fn staging_settings(config: &Config, registry_address: String) -> staging::Settings {
     let mut build_environment: BTreeMap<String, String> = PROXY_VARIABLES
         .iter()
         .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok().filter(|value| !value.is_empty())?)))
@@ -171,7 +176,7 @@ fn staging_settings(config: &Config, registry: SocketAddr) -> staging::Settings 
         build_environment.extend(BUNDLE_VARIABLES.map(|name| (name.to_owned(), BUNDLE.to_owned())));
     }
     staging::Settings {
-        registry_address: registry.to_string(),
+        registry_address,
         at_once: config.builds.at_once,
         limits: config.builds.limits.clone(),
         deadline: config.builds.deadline,

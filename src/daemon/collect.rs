@@ -192,9 +192,11 @@ mod tests {
     use super::*;
     use crate::{
         blob::DiskBlobs,
-        model::ReleaseId,
+        model::{ReleaseId, Route},
         oci::{Descriptor, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER_TAR, Manifest},
-        runtime::{self, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Workload, WorkloadStatus},
+        runtime::{
+            self, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus,
+        },
         store::DiskStore,
     };
 
@@ -203,6 +205,14 @@ mod tests {
 
     #[async_trait]
     impl Runtime for Idle {
+        fn volumes(&self) -> Volumes {
+            Volumes::OfTheJob
+        }
+
+        async fn expose(&self, _routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), runtime::Error> {
+            Ok(())
+        }
+
         async fn run(&self, _: Job, _: LogSink, _: CancellationToken) -> Result<Vec<StepOutcome>, runtime::Error> {
             unimplemented!()
         }

@@ -4,21 +4,26 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     fs::File,
     io::{self, Read as _, Write},
 };
 
 use crate::{
+    blob::SharedBlobs,
     config,
+    model::{Digest, ImageName},
     oci::{
-        CREATED, CREATED_SECONDS, Compression, ConfigFile, ExecutionConfig, Layer, LayerWriter, RootFs, architecture,
-        write_archive,
+        CREATED, CREATED_SECONDS, Compression, ConfigFile, Descriptor, ExecutionConfig, Layer, LayerWriter,
+        MEDIA_TYPE_CONFIG, Manifest, RootFs, architecture, registry::Registry, write_archive,
     },
 };
 
 /// Where the program is in the image.
 const PROGRAM: &str = "epiniod";
 const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
+/// Where the image is in our own registry.
+const REPOSITORY: &str = "epiniod/daemon";
 /// A user that nobody has a name for: clusters want a number that is not 0.
 const USER: &str = "65532:65532";
 
@@ -36,6 +41,28 @@ pub fn write(out: impl Write) -> io::Result<u64> {
     let size = layer.blob.size;
     write_archive(out, &name(), &configuration(&layer), &[(layer.blob, content)])?;
     Ok(size)
+}
+
+/// Puts the image into our own registry: there it is for the steps of builds in a cluster.
+pub(super) async fn publish(blobs: &SharedBlobs, registry: &Registry) -> Result<ImageName, Box<dyn Error + Send + Sync>> {
+    let program = tokio::fs::read("/proc/self/exe").await?;
+    let tag = Digest::of(&program).hex();
+    if let Some(digest) = registry.resolve(REPOSITORY, &tag).await? {
+        return Ok(ImageName::new(REPOSITORY, digest));
+    }
+    let (layer, content) = tokio::task::spawn_blocking(move || layer(&program)).await??;
+    let config = serde_json::to_vec(&configuration(&layer))?;
+    let described = Descriptor::new(MEDIA_TYPE_CONFIG, Digest::of(&config), config.len() as u64);
+    let manifest = serde_json::to_vec(&Manifest::image(described, vec![layer.blob]))?;
+    let digest = Digest::of(&manifest);
+    for bytes in [content, config, manifest] {
+        let mut writer = blobs.writer().await?;
+        let digest = Digest::of(&bytes);
+        writer.write(bytes.into()).await?;
+        writer.finish(Some(digest)).await?;
+    }
+    registry.publish(REPOSITORY, &tag, digest).await?;
+    Ok(ImageName::new(REPOSITORY, digest))
 }
 
 /// Compressed in the way that every engine reads, also the old ones.

@@ -30,8 +30,11 @@ pub struct Built {
     pub processes: Vec<String>,
 }
 
-/// Runs the group; leaves `config/metadata.toml`.
+/// Runs the group, which it detects where nobody has; leaves `config/metadata.toml`.
 pub fn build(dirs: &Dirs, input: &Build, variables: &Variables) -> Result<Built> {
+    if let Some(input) = &input.detect {
+        super::detect(dirs, input, variables)?;
+    }
     println!("===> BUILDING");
     let group: Group = read_toml(&dirs.layers.join("group.toml"), BUILDPACK_WRONG)?.unwrap_or_default();
     let mut plan: Plan = read_toml(&dirs.layers.join("plan.toml"), BUILDPACK_WRONG)?.unwrap_or_default();

@@ -83,6 +83,9 @@ pub struct Build {
     /// Variables that every buildpack gets, also one that wants no `/platform/env`, which wins: proxies and
     /// certificate bundles. They reach the build and never the image.
     pub build_environment: BTreeMap<String, String>,
+    /// Detect first, in the same place: where no other step did.
+    #[serde(default)]
+    pub detect: Option<Detect>,
 }
 
 /// `export`: write the image, then the cache. Runs as root of its sandbox on the daemon's network.

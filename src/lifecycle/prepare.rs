@@ -20,7 +20,7 @@ use super::{
     image::{Image, Lost, connect},
     metadata::{BuildpackLayers, CACHE, CacheMetadata, LIFECYCLE, LayerMetadata, LifecycleMetadata, Sha, find},
     phase::{Prepare, Prepared},
-    sbom,
+    rooted, sbom,
 };
 use crate::{
     oci::{Client, Descriptor, Ownership, tree::remove_tree, unpack_layer},
@@ -34,12 +34,15 @@ const AT_ONCE: usize = 4;
 /// The binding through which buildpacks are offered certificate authorities, and its type.
 const CERTIFICATES: &str = "ca-certificates";
 
-pub(super) fn prepare(dirs: &Dirs, input: &Prepare, hooks: &Hooks) -> Result<Prepared> {
-    let unpacked = (hooks.unpack)(Path::new(&input.source), &dirs.app, input.max_bytes, input.max_entries);
+pub(super) fn prepare(dirs: &Dirs, root: &Path, input: &Prepare, hooks: &Hooks) -> Result<Prepared> {
+    let source = rooted(root, Path::new(&input.source));
+    let unpacked = (hooks.unpack)(&source, &dirs.app, input.max_bytes, input.max_entries);
     let (entries, bytes) =
         unpacked.map_err(|cause| Error::new(1, format!("the source cannot be unpacked: {cause}")))?;
     lay_out_platform(dirs, input)?;
-    (hooks.install_buildpacks)(&dirs.cnb, OWN_BINARY).context(1, || "laying out the buildpacks".to_owned())?;
+    // Outside of a sandbox this program is where it was started.
+    let own = if root == Path::new("/") { OWN_BINARY } else { "/proc/self/exe" };
+    (hooks.install_buildpacks)(&dirs.cnb, own).context(1, || "laying out the buildpacks".to_owned())?;
     let mut prepared = Prepared { entries, bytes, warnings: Vec::new() };
     if input.previous.is_some() || input.cache.is_some() {
         let (runtime, client) = connect(&input.registry.address)?;

@@ -50,10 +50,10 @@ use self::{
     network::Connection,
     spec::{Ids, User},
 };
-use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Workload, WorkloadStatus};
+use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
 use crate::{
     blob::SharedBlobs,
-    model::{AppName, Digest, ImageName, Namespace, ReleaseId},
+    model::{AppName, Digest, ImageName, Namespace, ReleaseId, Route},
 };
 
 /// The monitor, as it was compiled with this binary.
@@ -121,6 +121,10 @@ impl LocalRuntime {
 
 #[async_trait]
 impl Runtime for LocalRuntime {
+    fn volumes(&self) -> Volumes {
+        Volumes::OfTheJob
+    }
+
     async fn run(&self, job: Job, log: LogSink, cancel: CancellationToken) -> Result<Vec<StepOutcome>, Error> {
         steps::run(&self.host, job, log, cancel).await
     }
@@ -154,6 +158,11 @@ impl Runtime for LocalRuntime {
 
     async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error> {
         self.instances.remove(id, grace).await
+    }
+
+    /// The daemon's own edge is all there is.
+    async fn expose(&self, _routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), Error> {
+        Ok(())
     }
 
     async fn logs(

@@ -4,7 +4,7 @@
 //! more than that; when it is full it becomes a chunk.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,7 +20,7 @@ use super::Error;
 use crate::{
     blob::{self, SharedBlobs},
     model::{Digest, Staging, Timestamp},
-    runtime::{LogLine, LogStream},
+    runtime::{JOB_BEGINS, LogLine, LogStream},
     store::{Key, Objects},
 };
 
@@ -93,6 +93,27 @@ impl StagingLog {
         self.save().await;
         self.lock().ended = true;
         self.grown.send_modify(|lines| *lines += 1);
+    }
+
+    /// How many lines there are of each origin, since a job last began anew.
+    pub async fn seen(&self) -> BTreeMap<String, usize> {
+        let chunks = self.lock().chunks.clone();
+        let mut seen = BTreeMap::new();
+        let count = |seen: &mut BTreeMap<String, usize>, lines: Vec<LogLine>| {
+            for line in lines {
+                if line.origin == JOB_BEGINS {
+                    seen.clear();
+                } else {
+                    *seen.entry(line.origin).or_default() += 1;
+                }
+            }
+        };
+        for digest in chunks {
+            count(&mut seen, read(&self.blobs, &digest).await);
+        }
+        let tail = self.lock().tail.clone();
+        count(&mut seen, tail);
+        seen
     }
 
     fn push(&self, line: LogLine) {

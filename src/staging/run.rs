@@ -1,6 +1,7 @@
 //! One staging, from its first state to its last.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,14 +11,18 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{GivenUp, Stagings, log::StagingLog, steps};
+use super::{
+    GivenUp, Stagings,
+    log::StagingLog,
+    steps::{self, Detection},
+};
 use crate::{
     auth::{BuildClaims, Grant},
     base::{self, BasePair, Progress},
     lifecycle::phase::{Detected, Exported, Failure, PackageRequest},
     model::{Basis, ImageName, Phase, Staging, StagingState, Timestamp},
     oci::registry::Action,
-    runtime::{Ended, Job, LogLine, Step, StepOutcome},
+    runtime::{Ended, Job, LogLine, Step, StepOutcome, Volumes},
     store::Key,
     telemetry,
 };
@@ -115,8 +120,10 @@ impl Run {
         let stagings = Arc::clone(&self.stagings);
         let settings = &stagings.settings;
         let prepare = steps::prepare(settings, &self.staging, &token, previous_image.as_ref(), cache)?;
-        let outcomes = self.run(vec![prepare, steps::detect()?]).await?;
-        self.time(&outcomes, "prepare", Phase::Prepare);
+        // Where volumes do not last, what is laid out here is for detection alone.
+        let lasting = stagings.rooms.runtime.volumes() == Volumes::OfTheJob;
+        let first = if lasting { prepare.clone() } else { steps::prepare(settings, &self.staging, &token, None, None)? };
+        let outcomes = self.run(vec![first, steps::detect()?]).await?;
         self.time(&outcomes, "detect", Phase::Detect);
         let detected: Detected = report(&outcomes)?;
 
@@ -128,12 +135,17 @@ impl Run {
         self.staging.basis = Some(Basis { builder, build_packages, run_packages, lock: bases.lock });
 
         self.enter(StagingState::Building).await?;
-        let outcomes = self.run(vec![steps::build(settings, &bases.build)?]).await?;
-        self.time(&outcomes, "build", Phase::Build);
-
-        self.enter(StagingState::Exporting).await?;
         let export = steps::export(settings, &self.staging, &token, &bases.run, previous_image.as_ref())?;
-        let outcomes = match self.run(vec![export]).await {
+        let rest = if lasting {
+            self.time(&outcomes, "prepare", Phase::Prepare);
+            let outcomes = self.run(vec![steps::build(settings, &bases.build, Detection::Done)?]).await?;
+            self.time(&outcomes, "build", Phase::Build);
+            self.enter(StagingState::Exporting).await?;
+            vec![export]
+        } else {
+            vec![prepare, steps::build(settings, &bases.build, Detection::First)?, export]
+        };
+        let outcomes = match self.run(rest).await {
             // The image is out before the cache is: without the cache the next build only takes longer.
             Err(Stop::Failed(cause)) if self.image_is_out().await? => {
                 self.log.note(format!("the image is out, but {cause}"));
@@ -141,7 +153,9 @@ impl Run {
             }
             outcomes => outcomes?,
         };
-        self.time(&outcomes, "export", Phase::Export);
+        for (step, phase) in [("prepare", Phase::Prepare), ("build", Phase::Build), ("export", Phase::Export)] {
+            self.time(&outcomes, step, phase);
+        }
         let exported: Exported = report(&outcomes)?;
         self.staging.image = Some(exported.image);
         Ok(())
@@ -246,8 +260,12 @@ impl Run {
     /// Runs steps, with their output in the log. The first that fails ends the staging.
     async fn run(&self, steps: Vec<Step>) -> Result<Vec<StepOutcome>, Stop> {
         let (sink, lines) = mpsc::channel::<LogLine>(256);
-        let job = Job { id: self.staging.id.clone(), steps };
         let runtime = &self.stagings.rooms.runtime;
+        let seen = match runtime.volumes() {
+            Volumes::OfTheJob => BTreeMap::new(),
+            Volumes::OfOneRun => self.log.seen().await,
+        };
+        let job = Job { id: self.staging.id.clone(), steps, seen };
         let (outcomes, ()) = tokio::join!(runtime.run(job, sink, self.cancel.clone()), self.log.pump(lines));
         let outcomes = outcomes?;
         if self.cancel.is_cancelled() {

@@ -52,7 +52,7 @@ pub(super) fn prepare(
     Ok(Step {
         files: vec![input_file(&input)?, token_file(token), roots_file()],
         env: registry_environment(),
-        blobs: vec![StepBlob { digest: staging.source, path: SOURCE.to_owned() }],
+        blobs: vec![StepBlob { digest: staging.source, path: SOURCE.to_owned(), token: phase::TOKEN.to_owned() }],
         volumes: volumes(["rw workspace", "rw layers", "rw platform", "rw cnb"]),
         network: StepNetwork::Daemon,
         user: StepUser::Root,
@@ -72,9 +72,20 @@ pub(super) fn detect() -> Result<Step> {
     })
 }
 
+/// Whether a build finds the group that another step detected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detection {
+    Done,
+    First,
+}
+
 /// Runs the buildpacks: foreign code, on the build base, with no credential in reach.
-pub(super) fn build(settings: &Settings, base: &ImageName) -> Result<Step> {
-    let input = phase::Build { target: target(), build_environment: settings.build_environment.clone() };
+pub(super) fn build(settings: &Settings, base: &ImageName, detection: Detection) -> Result<Step> {
+    let detect = match detection {
+        Detection::Done => None,
+        Detection::First => Some(phase::Detect { target: target() }),
+    };
+    let input = phase::Build { target: target(), build_environment: settings.build_environment.clone(), detect };
     Ok(Step {
         image: StepImage::Image(base.clone()),
         files: vec![input_file(&input)?],

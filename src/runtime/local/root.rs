@@ -27,6 +27,7 @@ use super::{
     spec::{File, Ids, Mount, Spec, User},
     sys::{self, NO_PRIVILEGES, READ_ONLY},
 };
+use crate::runtime::TRUST_BUNDLES;
 
 const NONE: Option<&str> = None;
 const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
@@ -44,13 +45,6 @@ const LINKS: [(&str, &str); 5] = [
 const HIDDEN_FILES: [&str; 6] = ["kcore", "keys", "timer_list", "sched_debug", "kmsg", "latency_stats"];
 const HIDDEN_FOLDERS: [&str; 3] = ["acpi", "scsi", "asound"];
 const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
-/// Where programs look for certificate authorities.
-const CA_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// Puts the root together and enters it. The old one is gone afterwards.
 pub(super) fn enter(spec: &Spec, user_namespace: Option<&OwnedFd>) -> io::Result<()> {
@@ -154,7 +148,7 @@ fn mount_system(inner: &Inner) -> io::Result<()> {
 
 /// Mounts the authorities for builds over every bundle whose folder is there, and where there is none makes one.
 fn trust(inner: &Inner, bundle: &Path) -> io::Result<()> {
-    for place in CA_BUNDLES {
+    for place in TRUST_BUNDLES {
         let folder = Path::new(place).parent().and_then(Path::to_str).unwrap_or("/");
         if inner.existing(folder).is_ok() {
             inner.bind(bundle, place, READ_ONLY | NO_PRIVILEGES)?;

@@ -273,7 +273,7 @@ fn mounts(host: &Host, folder: &Path, step: &Step) -> io::Result<Vec<Mount>> {
         let read_only = volume.access == Access::ReadOnly;
         mounts.push(Mount { source, target: volume.path.clone(), read_only });
     }
-    for StepBlob { digest, path } in &step.blobs {
+    for StepBlob { digest, path, .. } in &step.blobs {
         let source = host.images.blob(digest);
         let source = source.ok_or_else(|| io::Error::other(format!("blob {digest} is not there")))?;
         mounts.push(Mount { source, target: path.clone(), read_only: true });

@@ -69,7 +69,7 @@ impl House {
     }
 
     pub fn build(&self) -> Result<Built, Error> {
-        let input = Build { target: target(), build_environment: [].into() };
+        let input = Build { target: target(), build_environment: [].into(), detect: None };
         epiniod::lifecycle::build(&self.dirs, &input, &variables())
     }
 }

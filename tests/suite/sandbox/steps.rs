@@ -76,7 +76,7 @@ fn files_and_blobs_are_there_and_for_the_user_of_the_step_only() {
         let house = House::open().await;
         let digest = put(&house.blobs, b"a blob".to_vec()).await;
         let mut read = step(StepImage::Own, ["print", "/run/epiniod/source"]);
-        read.blobs = vec![StepBlob { digest, path: "/run/epiniod/source".to_owned() }];
+        read.blobs = vec![StepBlob { digest, path: "/run/epiniod/source".to_owned(), token: String::new() }];
         assert_eq!(text(&house.run(read.clone()).await.1), "a blob\n");
         read.args = ["attempt", "write", "/run/epiniod/source"].map(str::to_owned).to_vec();
         read.user = StepUser::Root;

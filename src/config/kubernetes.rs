@@ -1,0 +1,81 @@
+//! How a daemon drives a cluster: from inside, as a pod, or from outside.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+
+/// The cluster that builds and applications run in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// None in a pod: the cluster gives it a credential.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the daemon's own objects are.
+    pub namespace: String,
+    /// Host or address where nodes and pods reach the daemon's registry; none where a Service does that.
+    pub advertise: Option<String>,
+    /// The class of ingresses; none where the daemon's own edge routes.
+    pub ingress_class: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct KubernetesFlags {
+    /// Run builds and applications in this cluster, from outside of it
+    #[arg(long, env = "EPINIOD_KUBECONFIG", value_name = "FILE", help_heading = "Kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Run builds and applications in the cluster that this is a pod of
+    #[arg(long, env = "EPINIOD_IN_CLUSTER", conflicts_with = "kubeconfig", help_heading = "Kubernetes")]
+    pub in_cluster: bool,
+    /// The namespace of the daemon's own objects [default: that of its pod, else epiniod]
+    #[arg(long, env = "EPINIOD_NAMESPACE", value_name = "NAMESPACE", help_heading = "Kubernetes")]
+    pub namespace: Option<String>,
+    /// Address where nodes and pods reach the registry of a daemon outside of the cluster
+    #[arg(long, env = "EPINIOD_ADVERTISE", value_name = "ADDRESS", help_heading = "Kubernetes")]
+    pub advertise: Option<String>,
+    /// Class of the ingresses of applications [default: the daemon's own edge routes]
+    #[arg(long, env = "EPINIOD_INGRESS_CLASS", value_name = "CLASS", help_heading = "Kubernetes")]
+    pub ingress_class: Option<String>,
+}
+
+/// Where a pod finds the name of its namespace.
+const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+const NAMESPACE: &str = "epiniod";
+
+impl KubernetesFlags {
+    pub(super) fn settle(self, registry: SocketAddr, problems: &mut Vec<String>) -> Option<Kubernetes> {
+        if self.kubeconfig.is_none() && !self.in_cluster {
+            return None;
+        }
+        if let Some(path) = self.kubeconfig.as_ref().filter(|path| !path.is_file()) {
+            problems.push(format!("kubeconfig: '{}' is not a file", path.display()));
+        }
+        if self.kubeconfig.is_some() {
+            match &self.advertise {
+                None => problems.push("advertise: say under which address of this machine the nodes reach it".to_owned()),
+                Some(address) if address.parse::<std::net::IpAddr>().is_err() => {
+                    problems.push(format!("advertise: '{address}' is not an IP address"));
+                }
+                Some(_) if registry.ip().is_loopback() => problems.push(format!(
+                    "registry_listen: {registry} cannot be reached from the nodes; listen on 0.0.0.0 or the advertised address"
+                )),
+                Some(_) => {}
+            }
+        }
+        let own = || Some(std::fs::read_to_string(OWN_NAMESPACE).ok()?.trim().to_owned()).filter(|_| self.in_cluster);
+        let namespace = self.namespace.clone().or_else(own).unwrap_or_else(|| NAMESPACE.to_owned());
+        Some(Kubernetes {
+            kubeconfig: self.kubeconfig.clone(),
+            namespace,
+            advertise: self.advertise.clone(),
+            ingress_class: self.ingress_class.clone().filter(|class| !class.is_empty()),
+        })
+    }
+
+    pub(super) fn to_args(&self) -> Vec<(&'static str, Option<OsString>)> {
+        let text = |value: &Option<String>| value.clone().map(Into::into);
+        let kubeconfig = self.kubeconfig.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        vec![
+            ("--kubeconfig", kubeconfig.map(Into::into)),
+            ("--namespace", text(&self.namespace)),
+            ("--advertise", text(&self.advertise)),
+            ("--ingress-class", text(&self.ingress_class)),
+        ]
+    }
+}

@@ -1,0 +1,184 @@
+//! Steps of our own code alone, beside the daemon: a process for each, below a folder of the job.
+//!
+//! Detection by the embedded buildpacks reads files and runs nothing of the application, so it needs no pod, and what it
+//! finds decides what the pod of the build is made of. The process has no environment but its own, no credential that the
+//! step does not bring, and a deadline.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use tokio::{
+    fs,
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    process::Command,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Cluster;
+use crate::{
+    model::Timestamp,
+    runtime::{Ended, Error, Job, LogLine, LogSink, LogStream, MAX_REPORT_BYTES, Step, StepImage, StepOutcome},
+};
+
+/// What these steps are called in the log: all of them are for this.
+const ORIGIN: &str = "detect";
+const LINE_BYTES: u64 = 16 << 10;
+
+/// Whether every step of a job is our own code.
+pub(super) fn takes(job: &Job) -> bool {
+    job.steps.iter().all(|step| matches!(step.image, StepImage::Own))
+}
+
+pub(super) async fn run(
+    cluster: &Cluster,
+    job: Job,
+    log: &LogSink,
+    cancel: &CancellationToken,
+) -> Result<Vec<StepOutcome>, Error> {
+    let root = cluster.settings.scratch.join(job.id.as_str());
+    let outcomes = run_below(cluster, &root, &job, log, cancel).await;
+    remove(&root).await?;
+    outcomes
+}
+
+async fn run_below(
+    cluster: &Cluster,
+    root: &Path,
+    job: &Job,
+    log: &LogSink,
+    cancel: &CancellationToken,
+) -> Result<Vec<StepOutcome>, Error> {
+    remove(root).await?;
+    let mut outcomes = Vec::new();
+    for step in &job.steps {
+        prepare(cluster, root, step).await?;
+        let outcome = run_step(root, step, log, cancel).await?;
+        let ended = outcome.ended;
+        outcomes.push(outcome);
+        if ended != Ended::Exit(0) {
+            break;
+        }
+    }
+    Ok(outcomes)
+}
+
+async fn prepare(cluster: &Cluster, root: &Path, step: &Step) -> Result<(), Error> {
+    let doing = || format!("preparing step {}", step.name);
+    let io = |source| Error::Io { doing: doing(), source };
+    for volume in &step.volumes {
+        fs::create_dir_all(below(root, &volume.path)).await.map_err(io)?;
+    }
+    for file in &step.files {
+        write(&below(root, &file.path), &file.contents).await.map_err(io)?;
+    }
+    if let Some(report) = &step.report {
+        let report = below(root, report);
+        fs::create_dir_all(report.parent().unwrap_or(root)).await.map_err(io)?;
+        // Of the step before.
+        let _ = fs::remove_file(&report).await;
+    }
+    for blob in &step.blobs {
+        let path = below(root, &blob.path);
+        let opened = cluster.blobs.open(&blob.digest, None).await;
+        let opened = opened.map_err(|error| Error::Failed { doing: doing(), cause: crate::telemetry::chain(&error) })?;
+        let gone = || Error::Failed { doing: doing(), cause: format!("blob {} is not there", blob.digest) };
+        let mut content = opened.ok_or_else(gone)?.stream;
+        write(&path, &[]).await.map_err(io)?;
+        let mut file = fs::File::create(&path).await.map_err(io)?;
+        while let Some(bytes) = content.next().await {
+            file.write_all(&bytes.map_err(io)?).await.map_err(io)?;
+        }
+        file.flush().await.map_err(io)?;
+    }
+    Ok(())
+}
+
+async fn run_step(root: &Path, step: &Step, log: &LogSink, cancel: &CancellationToken) -> Result<StepOutcome, Error> {
+    let starting = |source| Error::Io { doing: format!("starting step {}", step.name), source };
+    let started = Instant::now();
+    let mut child = Command::new("/proc/self/exe")
+        .args(&step.args)
+        .arg("--root")
+        .arg(root)
+        .env_clear()
+        .envs(&step.env)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(starting)?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok());
+    let (out, err) = (forward(child.stdout.take(), log), forward(child.stderr.take(), log));
+    let ended = tokio::select! {
+        (status, ..) = async { tokio::join!(child.wait(), out, err) } => {
+            let status = status.map_err(starting)?;
+            use std::os::unix::process::ExitStatusExt as _;
+            status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or(9)), Ended::Exit)
+        }
+        () = cancel.cancelled() => Ended::Cancelled,
+        () = tokio::time::sleep(step.deadline) => Ended::Deadline,
+    };
+    if let Some(group) = group {
+        // Also what it left behind. When it is gone already, there is nobody.
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
+    }
+    let report = match &step.report {
+        Some(report) => read_report(&below(root, report)).await,
+        None => None,
+    };
+    Ok(StepOutcome { name: step.name, ended, duration: started.elapsed(), report })
+}
+
+async fn read_report(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path).await.ok()?.take(MAX_REPORT_BYTES + 1).read_to_end(&mut bytes).await.ok()?;
+    (bytes.len() as u64 <= MAX_REPORT_BYTES).then_some(bytes)
+}
+
+async fn forward(pipe: Option<impl AsyncRead + Unpin>, log: &LogSink) {
+    let Some(pipe) = pipe else { return };
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+        let line = LogLine { origin: ORIGIN.to_owned(), stream: LogStream::Stdout, at: Timestamp::now(), text };
+        let _ = log.send(line).await;
+    }
+}
+
+async fn write(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).await?;
+    }
+    fs::write(path, contents).await
+}
+
+/// A path of the sandbox, below the folder of the job.
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+async fn remove(root: &Path) -> Result<(), Error> {
+    let root = root.to_owned();
+    let removed = tokio::time::timeout(
+        Duration::from_secs(60),
+        tokio::task::spawn_blocking(move || crate::oci::tree::remove_tree(&root)),
+    );
+    let io = |source| Error::Io { doing: "removing the files of a detection".to_owned(), source };
+    match removed.await {
+        Ok(Ok(result)) => result.map_err(io),
+        Ok(Err(error)) => Err(io(std::io::Error::other(error))),
+        Err(_) => Err(io(std::io::ErrorKind::TimedOut.into())),
+    }
+}

@@ -1,0 +1,70 @@
+//! Why a pod does not get on, in plain words: what the cluster says of it, and what to do next.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+
+/// What keeps a pod from starting, as far as it says so itself.
+pub(super) fn of_pod(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    if status.phase.as_deref() == Some("Failed")
+        && let Some(cause) = failed(status.reason.as_deref()?, status.message.as_deref().unwrap_or_default())
+    {
+        return Some(cause);
+    }
+    let conditions = status.conditions.iter().flatten();
+    let unscheduled = conditions.clone().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unscheduled {
+        let message = condition.message.as_deref().unwrap_or("no node takes it");
+        return Some(format!("no node of the cluster takes it: {message}"));
+    }
+    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    containers.filter_map(of_container).next()
+}
+
+/// What keeps a container from starting.
+fn of_container(status: &ContainerStatus) -> Option<String> {
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let message = waiting.message.as_deref().unwrap_or_default();
+    let image = &status.image;
+    match waiting.reason.as_deref()? {
+        "ErrImagePull" | "ImagePullBackOff" => Some(format!(
+            "the image {image} cannot be pulled: {message}; images come from the daemon's registry, which every node has to reach under this name"
+        )),
+        "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
+            Some(format!("the image {image} cannot be used: {message}"))
+        }
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+            Some(format!("the container cannot be made: {message}"))
+        }
+        _ => None,
+    }
+}
+
+fn failed(reason: &str, message: &str) -> Option<String> {
+    match reason {
+        "Evicted" => Some(format!(
+            "the node ran short of something and evicted it: {message}; free the node, or give it limits that fit"
+        )),
+        "NodeLost" | "NodeShutdown" | "Terminated" | "NodeAffinity" | "Shutdown" => {
+            Some(format!("its node went away ({reason}): {message}"))
+        }
+        "Preempting" | "Preempted" => Some(format!("a pod of higher priority took its place: {message}")),
+        "UnexpectedAdmissionError" | "OutOfcpu" | "OutOfmemory" | "OutOfpods" => {
+            Some(format!("the node refused it ({reason}): {message}"))
+        }
+        _ => None,
+    }
+}
+
+/// What the message of a controller that cannot make pods means.
+pub(super) fn of_creation(message: &str) -> String {
+    if message.contains("exceeded quota") {
+        return format!("a quota of the namespace forbids it: {message}");
+    }
+    if message.contains("violates PodSecurity") {
+        return format!("the namespace's Pod Security level forbids it: {message}");
+    }
+    if message.contains("denied the request") {
+        return format!("an admission webhook of the cluster forbids it: {message}");
+    }
+    format!("the cluster makes no pod for it: {message}")
+}
