@@ -183,7 +183,8 @@ impl<T, E: std::error::Error> Context<T> for std::result::Result<T, E> {
 }
 
 fn input<T: DeserializeOwned>(root: &Path) -> Result<T> {
-    let text = fs::read(rooted(root, Path::new(phase::INPUT))).context(FAILED, || format!("reading {}", phase::INPUT))?;
+    let text =
+        fs::read(rooted(root, Path::new(phase::INPUT))).context(FAILED, || format!("reading {}", phase::INPUT))?;
     serde_json::from_slice(&text).context(FAILED, || format!("reading {}", phase::INPUT))
 }
 

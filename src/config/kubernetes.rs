@@ -70,7 +70,8 @@ impl KubernetesFlags {
 
     pub(super) fn to_args(&self) -> Vec<(&'static str, Option<OsString>)> {
         let text = |value: &Option<String>| value.clone().map(Into::into);
-        let kubeconfig = self.kubeconfig.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let kubeconfig =
+            self.kubeconfig.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
         vec![
             ("--kubeconfig", kubeconfig.map(Into::into)),
             ("--namespace", text(&self.namespace)),

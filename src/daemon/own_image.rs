@@ -44,7 +44,10 @@ pub fn write(out: impl Write) -> io::Result<u64> {
 }
 
 /// Puts the image into our own registry: there it is for the steps of builds in a cluster.
-pub(super) async fn publish(blobs: &SharedBlobs, registry: &Registry) -> Result<ImageName, Box<dyn Error + Send + Sync>> {
+pub(super) async fn publish(
+    blobs: &SharedBlobs,
+    registry: &Registry,
+) -> Result<ImageName, Box<dyn Error + Send + Sync>> {
     let program = tokio::fs::read("/proc/self/exe").await?;
     let tag = Digest::of(&program).hex();
     if let Some(digest) = registry.resolve(REPOSITORY, &tag).await? {

@@ -37,8 +37,8 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-pub use self::step::run_role;
 use self::observe::Observed;
+pub use self::step::run_role;
 use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
 use crate::{
     blob::SharedBlobs,
@@ -84,8 +84,8 @@ struct Cluster {
     settings: Settings,
     blobs: SharedBlobs,
     observed: Arc<Observed>,
-    /// Namespaces that have the secret for pulls.
-    can_pull: Mutex<std::collections::HashSet<String>>,
+    /// Namespaces that are there and have the secret for pulls.
+    prepared: Mutex<std::collections::HashSet<String>>,
 }
 
 impl Cluster {
@@ -126,7 +126,7 @@ impl KubeRuntime {
         if let Some(daemon) = settings.outside {
             reach::from_nodes(&client, &settings.namespace, daemon).await?;
         }
-        let cluster = Arc::new(Cluster { client, settings, blobs, observed, can_pull: Mutex::default() });
+        let cluster = Arc::new(Cluster { client, settings, blobs, observed, prepared: Mutex::default() });
         lay_out_builds(&cluster).await?;
         Ok(Arc::new(Self { cluster, exposed: Mutex::default(), version: version.git_version }))
     }
@@ -199,31 +199,17 @@ impl Runtime for KubeRuntime {
 
     fn properties(&self) -> BTreeMap<&'static str, String> {
         let ingress = self.cluster.settings.ingress_class.clone().unwrap_or_else(|| "own edge".to_owned());
-        BTreeMap::from([
-            ("kubernetes", self.version.clone()),
-            ("limits", "cgroup".to_owned()),
-            ("ingress", ingress),
-        ])
+        BTreeMap::from([("kubernetes", self.version.clone()), ("limits", "cgroup".to_owned()), ("ingress", ingress)])
     }
 }
 
 /// The namespace of builds, and what all of them share.
 async fn lay_out_builds(cluster: &Cluster) -> Result<(), Error> {
     let name = &cluster.settings.builds_namespace;
-    let doing = || format!("making namespace {name} for builds");
-    let force = PatchParams::apply(names::MANAGER).force();
-    let namespaces: Api<ClusterNamespace> = Api::all(cluster.client.clone());
-    let namespace = json!({
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": { "name": name, "labels": {
-            names::MANAGED_BY: names::MANAGER,
-            "pod-security.kubernetes.io/enforce": "restricted",
-        } },
-    });
-    namespaces.patch(name, &force, &Patch::Apply(namespace)).await.map_err(failed(doing()))?;
-    pull_secret(cluster, name).await?;
+    prepare_namespace(cluster, name).await?;
     if let Some(authorities) = &cluster.settings.build_ca {
+        let doing = || format!("writing the certificate authorities for builds into namespace {name}");
+        let force = PatchParams::apply(names::MANAGER).force();
         let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), name);
         let map = json!({
             "apiVersion": "v1",
@@ -236,10 +222,24 @@ async fn lay_out_builds(cluster: &Cluster) -> Result<(), Error> {
     Ok(())
 }
 
-/// The secret with which the kubelet pulls the images of a namespace; written once by each daemon.
-async fn pull_secret(cluster: &Cluster, namespace: &str) -> Result<(), Error> {
-    if cluster.can_pull.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace) {
+/// Makes a namespace that is not there, and the secret with which the kubelet pulls its images; once by each daemon.
+async fn prepare_namespace(cluster: &Cluster, namespace: &str) -> Result<(), Error> {
+    if cluster.prepared.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace) {
         return Ok(());
+    }
+    let namespaces: Api<ClusterNamespace> = Api::all(cluster.client.clone());
+    let doing = || format!("making namespace {namespace}");
+    if namespaces.get_opt(namespace).await.map_err(failed(doing()))?.is_none() {
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": { "name": namespace, "labels": {
+                names::MANAGED_BY: names::MANAGER,
+                "pod-security.kubernetes.io/enforce": "restricted",
+            } },
+        });
+        let force = PatchParams::apply(names::MANAGER).force();
+        namespaces.patch(namespace, &force, &Patch::Apply(object)).await.map_err(failed(doing()))?;
     }
     let (name, password) = (cluster.settings.pull_credential)(namespace);
     let auth = STANDARD.encode(format!("{name}:{password}"));
@@ -255,7 +255,7 @@ async fn pull_secret(cluster: &Cluster, namespace: &str) -> Result<(), Error> {
     let force = PatchParams::apply(names::MANAGER).force();
     let doing = || format!("writing the secret for pulls in namespace {namespace}");
     secrets.patch(names::PULL_SECRET, &force, &Patch::Apply(secret)).await.map_err(failed(doing()))?;
-    cluster.can_pull.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
+    cluster.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
     Ok(())
 }
 
@@ -265,7 +265,10 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
     move |error| {
         let cause = match &error {
             kube::Error::Api(status) if status.code == 403 => {
-                format!("the daemon may not do that in this cluster: {}; 'epiniod install' sets its permissions", status.message)
+                format!(
+                    "the daemon may not do that in this cluster: {}; 'epiniod install' sets its permissions",
+                    status.message
+                )
             }
             kube::Error::Api(status) if status.code == 401 => {
                 format!("the API server does not know the daemon's credential: {}", status.message)

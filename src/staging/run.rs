@@ -122,7 +122,8 @@ impl Run {
         let prepare = steps::prepare(settings, &self.staging, &token, previous_image.as_ref(), cache)?;
         // Where volumes do not last, what is laid out here is for detection alone.
         let lasting = stagings.rooms.runtime.volumes() == Volumes::OfTheJob;
-        let first = if lasting { prepare.clone() } else { steps::prepare(settings, &self.staging, &token, None, None)? };
+        let first =
+            if lasting { prepare.clone() } else { steps::prepare(settings, &self.staging, &token, None, None)? };
         let outcomes = self.run(vec![first, steps::detect()?]).await?;
         self.time(&outcomes, "detect", Phase::Detect);
         let detected: Detected = report(&outcomes)?;

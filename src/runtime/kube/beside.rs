@@ -84,7 +84,8 @@ async fn prepare(cluster: &Cluster, root: &Path, step: &Step) -> Result<(), Erro
     for blob in &step.blobs {
         let path = below(root, &blob.path);
         let opened = cluster.blobs.open(&blob.digest, None).await;
-        let opened = opened.map_err(|error| Error::Failed { doing: doing(), cause: crate::telemetry::chain(&error) })?;
+        let opened =
+            opened.map_err(|error| Error::Failed { doing: doing(), cause: crate::telemetry::chain(&error) })?;
         let gone = || Error::Failed { doing: doing(), cause: format!("blob {} is not there", blob.digest) };
         let mut content = opened.ok_or_else(gone)?.stream;
         write(&path, &[]).await.map_err(io)?;

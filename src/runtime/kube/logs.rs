@@ -72,7 +72,8 @@ pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: u
 async fn ended(pods: &Api<Pod>, pod: &str, container: &str) -> bool {
     let Ok(pod) = pods.get(pod).await else { return false };
     let Some(status) = pod.status else { return false };
-    let all = status.init_container_statuses.into_iter().flatten().chain(status.container_statuses.into_iter().flatten());
+    let all =
+        status.init_container_statuses.into_iter().flatten().chain(status.container_statuses.into_iter().flatten());
     all.into_iter().any(|status| status.name == container && status.state.is_some_and(|s| s.terminated.is_some()))
 }
 
@@ -237,7 +238,9 @@ mod tests {
     #[tokio::test]
     async fn lines_have_times_and_a_limit() {
         let long = "x".repeat(40_000);
-        let text = format!("2026-01-02T03:04:05.000000001Z one\n2026-01-02T03:04:06Z {long}\n2026-01-02T03:04:07Z \nno time\n");
+        let text = format!(
+            "2026-01-02T03:04:05.000000001Z one\n2026-01-02T03:04:06Z {long}\n2026-01-02T03:04:07Z \nno time\n"
+        );
         let mut lines = Lines::new(text.as_bytes(), "shop-1-x");
         let mut read = Vec::new();
         while let Some((at, line)) = lines.next().await {

@@ -121,7 +121,13 @@ impl Observed {
 /// Keeps a copy of all objects of a kind that are ours and of an application.
 fn keep<K>(api: Api<K>, changes: watch::Sender<u64>) -> Store<K>
 where
-    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
 {
     let (reader, writer) = reflector::store();
     let config = watcher::Config::default().labels(&names::ours_with(names::APP));

@@ -192,7 +192,9 @@ fn fetch(blob: &Fetch) -> io::Result<()> {
                     tokio::time::sleep(Duration::from_secs(u64::from(attempt.min(5)))).await;
                     attempt += 1;
                 }
-                result => return result.map_err(doing(&format!("fetching the source from the daemon at {}", blob.from))),
+                result => {
+                    return result.map_err(doing(&format!("fetching the source from the daemon at {}", blob.from)));
+                }
             }
         }
     })

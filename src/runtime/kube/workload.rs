@@ -44,7 +44,7 @@ pub(super) async fn apply(cluster: &Cluster, workload: &Workload) -> Result<(), 
     if is_applied(cluster, id, &applied, workload.instances) {
         return Ok(());
     }
-    super::pull_secret(cluster, id.namespace.as_str()).await?;
+    super::prepare_namespace(cluster, id.namespace.as_str()).await?;
     let namespace = id.namespace.as_str();
     let force = PatchParams::apply(names::MANAGER).force();
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);

@@ -167,7 +167,8 @@ impl House {
             }
             lines
         };
-        let (outcomes, lines) = tokio::join!(self.runtime.run(Job { id, steps, seen: Default::default() }, sink, cancel), collect);
+        let (outcomes, lines) =
+            tokio::join!(self.runtime.run(Job { id, steps, seen: Default::default() }, sink, cancel), collect);
         (outcomes.expect("the steps can be run"), lines)
     }
 
