@@ -107,9 +107,14 @@ impl TreeWriter {
             let parent = path.parent().unwrap_or(Path::new("")).to_owned();
             let name = path.file_name().unwrap_or_default().to_owned();
             let folder = self.open_folder(&parent)?;
-            own(folder, &name, attributes)?;
             let mode = Mode::from_bits_truncate(attributes.mode & 0o7777);
-            fchmodat(folder, name.as_os_str(), mode, FchmodatFlags::FollowSymlink)?;
+            let set = own(folder, &name, attributes)
+                .and_then(|()| Ok(fchmodat(folder, name.as_os_str(), mode, FchmodatFlags::FollowSymlink)?));
+            match set {
+                // One that was there before, and is somebody else's (a volume that is mounted there).
+                Err(error) if attributes.owner.is_none() && error.raw_os_error() == Some(Errno::EPERM as i32) => {}
+                set => set?,
+            }
         }
         Ok(())
     }
