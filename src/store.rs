@@ -19,8 +19,8 @@ use async_trait::async_trait;
 
 pub use disk::DiskStore;
 pub use kube::{
-    Announcement, AppStatus, Cluster, Election, KubeConfig, KubeStore, Leadership, Severity, Terms, connect, definition,
-    install_definition,
+    Announcement, AppStatus, Cluster, Election, KubeConfig, KubeStore, Leadership, Severity, Terms, connect,
+    definition, install_definition,
 };
 pub use object::{Event, Key, Kind, Object, Page, Slice};
 pub use resource::{Objects, Resource, Stored};

@@ -72,7 +72,8 @@ impl Failure {
 
     /// The object itself is not there; not its namespace, nor its whole kind.
     pub fn is_not_found(&self) -> bool {
-        self.status().is_some_and(|status| status.code == 404 && !is_unknown_kind(status)) && !self.is_namespace_missing()
+        self.status().is_some_and(|status| status.code == 404 && !is_unknown_kind(status))
+            && !self.is_namespace_missing()
     }
 
     pub fn is_taken(&self) -> bool {
@@ -124,12 +125,14 @@ impl Failure {
             );
         }
         match status.code {
-            401 => "the API server does not accept the credential of this daemon; restart it, or renew its kubeconfig".to_owned(),
+            401 => "the API server does not accept the credential of this daemon; restart it, or renew its kubeconfig"
+                .to_owned(),
             403 if status.message.contains(" cannot ") => {
                 format!("{}; `epiniod install` grants what the daemon needs", status.message)
             }
             404 if is_unknown_kind(status) => {
-                "the cluster does not know applications (apps.epiniod.dev); run `epiniod install` to define them".to_owned()
+                "the cluster does not know applications (apps.epiniod.dev); run `epiniod install` to define them"
+                    .to_owned()
             }
             code if status.message.is_empty() => format!("the API server answers {code}"),
             _ => status.message.clone(),

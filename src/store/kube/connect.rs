@@ -43,9 +43,8 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Cluster, Error> {
     let failed = |cause: String| Error::Backend { doing: doing.clone(), cause };
     let mut config = match kubeconfig {
         Some(path) => from_file(path).await.map_err(&failed)?,
-        None => Config::incluster().map_err(|error| {
-            failed(format!("{}; outside of a pod name a kubeconfig file", innermost(&error)))
-        })?,
+        None => Config::incluster()
+            .map_err(|error| failed(format!("{}; outside of a pod name a kubeconfig file", innermost(&error))))?,
     };
     config.connect_timeout = Some(CONNECT);
     // Calls have deadlines and repetitions of their own.
@@ -105,7 +104,9 @@ fn unusable(error: KubeconfigError) -> String {
         KubeconfigError::LoadContext(context) => {
             format!("its current context '{context}' is not in it; choose another with `kubectl config use-context`")
         }
-        KubeconfigError::LoadClusterOfContext(cluster) => format!("the cluster '{cluster}' of its context is not in it"),
+        KubeconfigError::LoadClusterOfContext(cluster) => {
+            format!("the cluster '{cluster}' of its context is not in it")
+        }
         other => innermost(&other),
     }
 }

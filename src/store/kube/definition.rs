@@ -41,7 +41,10 @@ pub async fn install_definition(cluster: &Cluster) -> Result<(), Error> {
             return Ok(());
         }
         if Instant::now() > give_up {
-            return Err(failed(format!("it is not in force after {} s; see `kubectl describe crd {name}`", IN_FORCE.as_secs())));
+            return Err(failed(format!(
+                "it is not in force after {} s; see `kubectl describe crd {name}`",
+                IN_FORCE.as_secs()
+            )));
         }
         sleep(LOOK_AGAIN).await;
     }

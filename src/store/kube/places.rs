@@ -168,8 +168,16 @@ mod tests {
     fn any_name_of_ours_fits_and_none_is_taken_by_another() {
         let long = "x".repeat(255);
         let keys = [
-            key("", "A"), key("", "a"), key("a-b", "c"), key("a", "b-c"), key("a/b", "c"), key("a.b", "c"),
-            key("workspace/web", "manifest.0123"), key("", "someone@example.com"), key(&long, &long), key("-", "_"),
+            key("", "A"),
+            key("", "a"),
+            key("a-b", "c"),
+            key("a", "b-c"),
+            key("a/b", "c"),
+            key("a.b", "c"),
+            key("workspace/web", "manifest.0123"),
+            key("", "someone@example.com"),
+            key(&long, &long),
+            key("-", "_"),
         ];
         let names: std::collections::BTreeSet<_> = keys.iter().map(name).collect();
         assert_eq!(names.len(), keys.len(), "{names:?}");

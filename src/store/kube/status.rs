@@ -101,7 +101,13 @@ impl From<Announcement> for Happening {
             Severity::Normal => EventType::Normal,
             Severity::Warning => EventType::Warning,
         };
-        Self { type_, action: announcement.reason.clone(), reason: announcement.reason, note: Some(note), secondary: None }
+        Self {
+            type_,
+            action: announcement.reason.clone(),
+            reason: announcement.reason,
+            note: Some(note),
+            secondary: None,
+        }
     }
 }
 

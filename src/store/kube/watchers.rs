@@ -94,9 +94,8 @@ type Known = HashMap<String, (Key, String)>;
 
 impl Watched {
     async fn run(mut self) {
-        let config = watcher::Config::default()
-            .labels(&self.places.selector(self.kind.as_str(), None))
-            .timeout(WATCH_SECONDS);
+        let config =
+            watcher::Config::default().labels(&self.places.selector(self.kind.as_str(), None)).timeout(WATCH_SECONDS);
         let changes = watcher(self.places.api_of_all(self.kind, None), config).backoff(Pauses::default());
         let mut changes = std::pin::pin!(changes);
         let mut listed = Known::new();

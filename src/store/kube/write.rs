@@ -6,7 +6,8 @@ use kube::api::{DeleteParams, DynamicObject, PostParams, Preconditions};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    KubeStore, call::call,
+    KubeStore,
+    call::call,
     encoding::{self, Mark, next_version},
     is_going, places,
 };
@@ -135,7 +136,9 @@ impl KubeStore {
             let Some(found) = found else { return Err(Error::NotFound(key.clone())) };
             let ours = encoding::read(key.kind, &found);
             let environment = match (ours, version) {
-                (Ok(ours), Some(version)) if ours.object.version != version => return Err(Error::Conflict(key.clone())),
+                (Ok(ours), Some(version)) if ours.object.version != version => {
+                    return Err(Error::Conflict(key.clone()));
+                }
                 (Err(error), Some(_)) => return Err(error),
                 // What cannot be read can be deleted.
                 (ours, _) => ours.ok().and_then(|ours| ours.environment),
