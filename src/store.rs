@@ -5,10 +5,11 @@
 //! the Kubernetes API can be a backend. An object holds at most [`MAX_OBJECT_BYTES`].
 //!
 //! [`Store`] is what a backend implements; the rest of the product uses [`Objects`], which knows
-//! types.
+//! types. One machine has a [`DiskStore`], a cluster a [`KubeStore`].
 
 mod disk;
 mod journal;
+mod kube;
 mod object;
 mod resource;
 
@@ -17,6 +18,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use disk::DiskStore;
+pub use kube::{
+    Announcement, AppStatus, Cluster, Election, KubeConfig, KubeStore, Leadership, Severity, Terms, connect,
+    definition, install_definition,
+};
 pub use object::{Event, Key, Kind, Object, Page, Slice};
 pub use resource::{Objects, Resource, Stored};
 

@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, oneshot};
 use super::{
     Error, Event, Key, Kind, MAX_OBJECT_BYTES, Object, Page, Slice, Store,
     journal::{Entry, Journal, Write},
+    object::new_uid,
 };
 
 /// Changes that a slow watcher may be behind.
@@ -437,13 +438,6 @@ fn parse_position(bytes: &[u8]) -> Option<(u64, u64)> {
     let generation = bytes.get(..8)?.try_into().ok()?;
     let seq = bytes.get(8..16)?.try_into().ok()?;
     Some((u64::from_be_bytes(generation), u64::from_be_bytes(seq)))
-}
-
-fn new_uid() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn sled_failed(error: sled::Error) -> Error {

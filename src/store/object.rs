@@ -107,3 +107,10 @@ pub enum Event {
     Put(Object),
     Deleted(Key),
 }
+
+pub(super) fn new_uid() -> String {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,202 @@
+//! One request to the API server: with a deadline, and again while the server is away.
+//!
+//! A server that restarts, or whose storage elects a leader, is away for up to a minute; who waits for an answer then
+//! waits a little longer. A repeated request may have been carried out before: [`Failure::may_be_done`] says so.
+
+use std::{error::Error as StdError, future::Future, time::Duration};
+
+use kube::core::Status;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::store::Error;
+
+/// Why a request has no good answer.
+#[derive(Debug)]
+pub(super) struct Failure {
+    cause: Cause,
+    repeated: bool,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Refused(Box<Status>),
+    /// What was received last instead of an answer.
+    Unanswered(String),
+}
+
+/// Sends a request until it is answered, or for [`GIVE_UP`].
+pub(super) async fn call<T, F>(mut request: impl FnMut() -> F) -> Result<T, Failure>
+where
+    F: Future<Output = kube::Result<T>>,
+{
+    let give_up = Instant::now() + GIVE_UP;
+    let mut pauses = Pauses::default();
+    let mut repeated = false;
+    loop {
+        let (cause, asked) = match timeout(ANSWER, request()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => match Failure::of(&error) {
+                Failure { cause: Cause::Refused(status), .. } if !is_passing(status.code) => {
+                    return Err(Failure { cause: Cause::Refused(status), repeated });
+                }
+                failure => (failure.cause, retry_after(&error)),
+            },
+            Err(_) => (Failure::unanswered(ANSWER).cause, Duration::ZERO),
+        };
+        let pause = pauses.next().unwrap_or_default().max(asked);
+        if Instant::now() + pause > give_up {
+            return Err(Failure { cause, repeated: true });
+        }
+        tracing::debug!(?cause, "the API server did not answer; the request is sent again");
+        repeated = true;
+        sleep(pause).await;
+    }
+}
+
+impl Failure {
+    pub fn of(error: &kube::Error) -> Self {
+        let cause = match error {
+            kube::Error::Api(status) => Cause::Refused(status.clone()),
+            other => Cause::Unanswered(innermost(other)),
+        };
+        Self { cause, repeated: false }
+    }
+
+    pub fn unanswered(within: Duration) -> Self {
+        Self { cause: Cause::Unanswered(format!("no answer within {} s", within.as_secs())), repeated: false }
+    }
+
+    pub fn code(&self) -> Option<u16> {
+        self.status().map(|status| status.code)
+    }
+
+    /// The object itself is not there; not its namespace, nor its whole kind.
+    pub fn is_not_found(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 404 && !is_unknown_kind(status))
+            && !self.is_namespace_missing()
+    }
+
+    pub fn is_taken(&self) -> bool {
+        self.status().is_some_and(Status::is_already_exists)
+    }
+
+    /// Somebody was faster.
+    pub fn is_conflict(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 409 && !status.is_already_exists())
+    }
+
+    /// The page of a list is no more to be had.
+    pub fn is_expired(&self) -> bool {
+        self.code() == Some(410)
+    }
+
+    /// An earlier attempt may have been carried out without its answer having come.
+    pub fn may_be_done(&self) -> bool {
+        self.repeated
+    }
+
+    pub fn into_error(self, doing: impl Into<String>) -> Error {
+        Error::Backend { doing: doing.into(), cause: self.explain() }
+    }
+
+    fn status(&self) -> Option<&Status> {
+        match &self.cause {
+            Cause::Refused(status) => Some(status),
+            Cause::Unanswered(_) => None,
+        }
+    }
+
+    fn is_namespace_missing(&self) -> bool {
+        let kind = |status: &Status| status.details.as_ref().is_some_and(|details| details.kind == "namespaces");
+        self.status().is_some_and(|status| status.code == 404 && kind(status))
+    }
+
+    fn explain(&self) -> String {
+        let Some(status) = self.status() else {
+            return match &self.cause {
+                Cause::Unanswered(last) => format!("the API server of the cluster does not answer: {last}"),
+                Cause::Refused(_) => String::new(),
+            };
+        };
+        if self.is_namespace_missing() {
+            let name = status.details.as_ref().map_or("", |details| &details.name);
+            return format!(
+                "the cluster has no namespace '{name}'; `epiniod install` makes the daemon's, `epiniod namespace create` others"
+            );
+        }
+        match status.code {
+            401 => "the API server does not accept the credential of this daemon; restart it, or renew its kubeconfig"
+                .to_owned(),
+            403 if status.message.contains(" cannot ") => {
+                format!("{}; `epiniod install` grants what the daemon needs", status.message)
+            }
+            404 if is_unknown_kind(status) => {
+                "the cluster does not know applications (apps.epiniod.dev); run `epiniod install` to define them"
+                    .to_owned()
+            }
+            code if status.message.is_empty() => format!("the API server answers {code}"),
+            _ => status.message.clone(),
+        }
+    }
+}
+
+/// What an error is about, without the wrappings that repeat it.
+pub(super) fn innermost(error: &(dyn StdError + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Pauses that double, each a little random so that many do not come at once.
+#[derive(Debug)]
+pub(super) struct Pauses {
+    next: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        use std::hash::{BuildHasher as _, RandomState};
+        let pause = self.next;
+        self.next = (pause * 2).min(LONGEST_PAUSE);
+        let share = (RandomState::new().hash_one(0) % 100) as u32;
+        Some(pause + pause * share / 200)
+    }
+}
+
+impl kube::runtime::utils::Backoff for Pauses {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+fn is_passing(code: u16) -> bool {
+    matches!(code, 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// Paths that the API server does not know are answered in plain text, not with a `Status`.
+fn is_unknown_kind(status: &Status) -> bool {
+    status.reason != "NotFound"
+}
+
+fn retry_after(error: &kube::Error) -> Duration {
+    let seconds = match error {
+        kube::Error::Api(status) => status.details.as_ref().map_or(0, |details| details.retry_after_seconds),
+        _ => 0,
+    };
+    Duration::from_secs(seconds.into()).min(LONGEST_PAUSE)
+}
+
+const ANSWER: Duration = Duration::from_secs(30);
+const GIVE_UP: Duration = Duration::from_secs(90);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
