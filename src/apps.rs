@@ -104,6 +104,11 @@ impl Apps {
         Arc::clone(&self.table)
     }
 
+    /// Counts the changes of instances.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.runtime.changes()
+    }
+
     pub async fn get(&self, namespace: &Namespace, name: &AppName) -> Result<App, Error> {
         let stored = self.objects.get::<App>(&Key::app(namespace, name)).await?;
         match stored {

@@ -10,14 +10,16 @@ mod control;
 mod credential;
 mod handover;
 pub mod own_image;
+mod report;
 mod signals;
+mod standby;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{assemble::House, control::Control};
+use self::{assemble::House, cluster::Place, control::Control};
 pub use crate::config::Mode;
 use crate::config::{Config, RunFile};
 
@@ -31,7 +33,12 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let api = listen("--listen", config.listen).await?;
     let registry = listen("--registry-listen", config.registry_listen).await?;
     let (api_address, registry_address) = (address_of(&api)?, address_of(&registry)?);
-    let house = House::build(&config, api_address, registry_address, &control).await?;
+    let place = match &config.kubernetes {
+        Some(kubernetes) => Some(Place::connect(kubernetes).await?),
+        None => None,
+    };
+    let Some(leadership) = standby::until_leading(place.as_ref(), &api, &control).await? else { return Ok(()) };
+    let house = House::build(&config, api_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
 
     let tasks = TaskTracker::new();
@@ -40,11 +47,18 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     tasks.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
     tasks.spawn(serve_registry(registry, house.registry_router(), stop.clone()));
     tasks.spawn(collect::run(house.garbage(), stop.clone()));
+    if let Some(reports) = house.reports.clone() {
+        tasks.spawn(reports.run(stop.clone()));
+    }
     tasks.close();
     let run_file = RunFile::write(&config.data_dir, api_address, registry_address, mode).map_err(Error::RunFile)?;
     tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");
 
-    let applications = control.stopped().await;
+    let applications = tokio::select! {
+        applications = control.stopped() => applications,
+        // What is written from here on could be another daemon's by now.
+        () = leadership.lost() => return Err(Error::Superseded),
+    };
     tracing::info!(applications = ?applications, "stopping");
     stop.cancel();
     let stopped = house.wind_down(applications, DRAIN).await;
@@ -52,6 +66,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
         tracing::warn!(seconds = DRAIN.as_secs(), "some requests did not end in time");
     }
     run_file.remove();
+    leadership.release().await;
     stopped
 }
 
@@ -80,6 +95,10 @@ pub enum Error {
     RunFile(#[source] std::io::Error),
     #[error("cannot write the local credential {}", path.display())]
     Credential { path: PathBuf, source: std::io::Error },
+    #[error(
+        "another daemon leads this cluster now, or the API server was away for too long; this one ends, to begin anew"
+    )]
+    Superseded,
     #[error("the store cannot be opened")]
     Store(#[from] crate::store::Error),
     #[error("the blob store cannot be opened")]

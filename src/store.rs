@@ -9,7 +9,7 @@
 
 mod disk;
 mod journal;
-mod kube;
+pub mod kube;
 mod object;
 mod resource;
 

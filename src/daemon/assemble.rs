@@ -8,7 +8,14 @@ use async_trait::async_trait;
 use axum::{Router, extract::State, http::StatusCode, routing::post};
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Mode, cluster, collect::Garbage, control::Control, credential, handover};
+use super::{
+    Error, Mode,
+    cluster::{self, Place},
+    collect::Garbage,
+    control::Control,
+    credential, handover,
+    report::Reports,
+};
 use crate::{
     api::{self, Urls},
     apps::{self, Apps},
@@ -23,7 +30,7 @@ use crate::{
     runtime::{SharedRuntime, local},
     source::Sources,
     staging::{self, Rooms, Stagings},
-    store::{DiskStore, Objects},
+    store::{DiskStore, Objects, SharedStore},
 };
 
 /// Everything that a daemon has.
@@ -31,6 +38,8 @@ pub(super) struct House {
     pub apps: Arc<Apps>,
     pub stagings: Arc<Stagings>,
     pub edge: Arc<Edge>,
+    /// What the cluster's users see of applications.
+    pub reports: Option<Reports>,
     registry: Registry,
     auth: Arc<Auth>,
     api: api::ApiState,
@@ -50,15 +59,22 @@ impl House {
         api: SocketAddr,
         registry_at: SocketAddr,
         control: &Control,
+        place: Option<&Place>,
     ) -> Result<Self, Error> {
         prepare_data_dir(config)?;
-        let objects = Objects::new(DiskStore::open(&config.data_dir.join("store"))?);
+        let (objects, reports) = match place {
+            Some(place) => {
+                let store = place.store().await?;
+                (Objects::new(Arc::clone(&store) as SharedStore), Some(store))
+            }
+            None => (Objects::new(DiskStore::open(&config.data_dir.join("store"))?), None),
+        };
         let blobs: SharedBlobs = DiskBlobs::open(&config.data_dir.join("blobs"))?;
         let auth = Auth::open(objects.clone()).await?;
         credential::provide(config, api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
-        let (runtime, registry_address) = match &config.kubernetes {
-            Some(kubernetes) => cluster::open(config, kubernetes, registry_at, &blobs, &registry, &auth).await?,
+        let (runtime, registry_address) = match place {
+            Some(place) => cluster::open(config, place, registry_at, &blobs, &registry, &auth).await?,
             None => (open_local(config, &blobs).await?, registry_at.to_string()),
         };
         let publisher = Arc::new(Publisher(registry.clone()));
@@ -92,7 +108,8 @@ impl House {
         let router = api::router(state.clone(), control_routes(control));
         let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone()));
         let garbage = Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, sources });
-        Ok(Self { apps, stagings, edge, registry, auth, api: state, garbage })
+        let reports = reports.map(|store| Reports::new(store, Arc::clone(&apps)));
+        Ok(Self { apps, stagings, edge, reports, registry, auth, api: state, garbage })
     }
 
     /// Takes up what a daemon before left, and makes what has to be there.

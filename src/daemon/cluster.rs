@@ -1,6 +1,6 @@
-//! The runtime of a cluster, made from the settings.
+//! A daemon of a cluster: its connection, its store, its runtime, and who leads.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{Error, own_image};
 use crate::{
@@ -10,20 +10,60 @@ use crate::{
     model::SYSTEM_REPOSITORY,
     oci::registry::Registry,
     runtime::{SharedRuntime, kube},
+    store::kube::{self as kube_store, Cluster, Election, KubeConfig, KubeStore, Leadership, Terms},
 };
 
 /// The service of a daemon that was installed into a cluster.
 const SERVICE: &str = "epiniod-registry";
 
+/// A cluster that this daemon may use.
+pub(super) struct Place {
+    pub settings: Kubernetes,
+    pub connection: Cluster,
+}
+
+impl Place {
+    pub async fn connect(settings: &Kubernetes) -> Result<Self, Error> {
+        let connection = kube_store::connect(settings.kubeconfig.as_deref()).await?;
+        Ok(Self { settings: settings.clone(), connection })
+    }
+
+    /// Waits until no other daemon of this cluster leads.
+    pub async fn lead(&self) -> Result<Leadership, Error> {
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        let identity = format!("{host}-{}", std::process::id());
+        let namespace = &self.settings.namespace;
+        // Blobs on a disk are this daemon's alone: it goes on when the API server is away, until another one leads.
+        let terms = Terms { give_up: Duration::from_secs(24 * 3600), ..Terms::default() };
+        Ok(Election::new(&self.connection, namespace, identity, terms).win().await?)
+    }
+
+    /// The store. From outside there may be nobody else who made what it needs.
+    pub async fn store(&self) -> Result<Arc<KubeStore>, Error> {
+        Ok(KubeStore::open(KubeConfig { cluster: self.connection.clone(), namespace: self.settings.namespace.clone() })
+            .await?)
+    }
+
+    /// What an installation makes, for a daemon that drives a cluster from outside.
+    pub async fn lay_out(&self) -> Result<(), Error> {
+        if self.settings.kubeconfig.is_some() {
+            kube_store::install_definition(&self.connection).await?;
+            kube::make_namespace(&self.connection, &self.settings.namespace).await?;
+        }
+        Ok(())
+    }
+}
+
 /// The runtime, and where its jobs reach the registry.
 pub(super) async fn open(
     config: &Config,
-    kubernetes: &Kubernetes,
+    place: &Place,
     registry_at: SocketAddr,
     blobs: &SharedBlobs,
     registry: &Registry,
     auth: &Arc<Auth>,
 ) -> Result<(SharedRuntime, String), Error> {
+    let kubernetes = &place.settings;
     let namespace = kubernetes.namespace.clone();
     let outside = kubernetes.advertise.as_ref().and_then(|address| address.parse().ok());
     let outside = outside.map(|address| SocketAddr::new(address, registry_at.port()));
@@ -54,6 +94,6 @@ pub(super) async fn open(
             auth.pull_credential(&format!("{repositories}/"))
         }),
     };
-    let runtime = kube::KubeRuntime::connect(kubernetes.kubeconfig.as_deref(), settings, Arc::clone(blobs)).await?;
+    let runtime = kube::KubeRuntime::open(&place.connection, settings, Arc::clone(blobs)).await?;
     Ok((runtime, daemon))
 }

@@ -43,6 +43,7 @@ use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome,
 use crate::{
     blob::SharedBlobs,
     model::{AppName, ImageName, Namespace, REGISTRY_NAME, ReleaseId, Route},
+    store::kube::Cluster as Connection,
 };
 
 /// Where applications listen.
@@ -100,27 +101,9 @@ impl Cluster {
 }
 
 impl KubeRuntime {
-    /// Connects by a kubeconfig file, or as a pod of the cluster.
-    pub async fn connect(
-        kubeconfig: Option<&std::path::Path>,
-        settings: Settings,
-        blobs: SharedBlobs,
-    ) -> Result<Arc<Self>, Error> {
-        let wrong = |error: String| Error::Failed { doing: "connecting to the cluster".to_owned(), cause: error };
-        let config = match kubeconfig {
-            Some(path) => {
-                let file = kube::config::Kubeconfig::read_from(path).map_err(|error| wrong(error.to_string()))?;
-                let made = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
-                made.map_err(|error| wrong(error.to_string()))?
-            }
-            None => kube::Config::incluster().map_err(|error| wrong(error.to_string()))?,
-        };
-        let client = Client::try_from(config).map_err(|error| wrong(error.to_string()))?;
-        Self::open(client, settings, blobs).await
-    }
-
     /// Makes what builds need, and begins to watch what runs.
-    pub async fn open(client: Client, settings: Settings, blobs: SharedBlobs) -> Result<Arc<Self>, Error> {
+    pub async fn open(connection: &Connection, settings: Settings, blobs: SharedBlobs) -> Result<Arc<Self>, Error> {
+        let client = connection.client.clone();
         let version = client.apiserver_version().await.map_err(failed("asking the API server for its version"))?;
         let observed = Observed::start(&client).await?;
         if let Some(daemon) = settings.outside {
@@ -130,6 +113,11 @@ impl KubeRuntime {
         lay_out_builds(&cluster).await?;
         Ok(Arc::new(Self { cluster, exposed: Mutex::default(), version: version.git_version }))
     }
+}
+
+/// Makes the namespace of a daemon that is outside of the cluster.
+pub async fn make_namespace(connection: &Connection, namespace: &str) -> Result<(), Error> {
+    reach::make_namespace(&connection.client, namespace).await
 }
 
 #[async_trait]

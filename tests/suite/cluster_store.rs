@@ -16,10 +16,7 @@ use epiniod::{
 use serde_json::json;
 
 use self::place::Place;
-use super::{
-    store_contract,
-    support::wait_until,
-};
+use super::{store_contract, support::wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_does_what_every_store_does() {

@@ -20,13 +20,20 @@ use crate::runtime::Error;
 const SERVICE: &str = "epiniod-registry";
 const NODE_PORT: u16 = 30500;
 
+/// The namespace of a daemon outside of the cluster.
+pub(super) async fn make_namespace(client: &Client, namespace: &str) -> Result<(), Error> {
+    let labels = json!({ names::MANAGED_BY: names::MANAGER });
+    let own = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace, "labels": labels } });
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let force = PatchParams::apply(names::MANAGER).force();
+    let made = namespaces.patch(namespace, &force, &Patch::Apply(own)).await;
+    made.map(drop).map_err(failed(format!("making namespace {namespace}")))
+}
+
 pub(super) async fn from_nodes(client: &Client, namespace: &str, daemon: SocketAddr) -> Result<(), Error> {
     let doing = || format!("making service {SERVICE} in namespace {namespace}");
     let force = PatchParams::apply(names::MANAGER).force();
     let labels = json!({ names::MANAGED_BY: names::MANAGER });
-    let own = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace, "labels": labels } });
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    namespaces.patch(namespace, &force, &Patch::Apply(own)).await.map_err(failed(doing()))?;
     let port = daemon.port();
     let service = json!({
         "apiVersion": "v1",
