@@ -8,13 +8,12 @@ use async_trait::async_trait;
 use axum::{Router, extract::State, http::StatusCode, routing::post};
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Mode, collect::Garbage, control::Control, credential};
+use super::{Error, Mode, bucket, collect::Garbage, control::Control, credential};
 use crate::{
     api::{self, Urls},
     apps::{self, Apps},
     auth::Auth,
     base::{Bases, Options, Publish},
-    blob::{DiskBlobs, SharedBlobs},
     buildpacks,
     config::Config,
     edge::Edge,
@@ -53,7 +52,7 @@ impl House {
     ) -> Result<Self, Error> {
         prepare_data_dir(config)?;
         let objects = Objects::new(DiskStore::open(&config.data_dir.join("store"))?);
-        let blobs: SharedBlobs = DiskBlobs::open(&config.data_dir.join("blobs"))?;
+        let blobs = bucket::open_blobs(config).await?;
         let auth = Auth::open(objects.clone()).await?;
         credential::provide(config, api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
