@@ -44,8 +44,15 @@ const TEMPORARY: [&str; 6] =
     ["InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "OperationAborted", "TooManyRequests"];
 /// A body that arrived as something else than was sent.
 const DAMAGED: [&str; 3] = ["XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"];
-const KEYS: [&str; 5] =
-    ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"];
+const KEYS: [&str; 6] = [
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    // Of versitygw.
+    "XAdminUserNotFound",
+];
 /// How much of a foreign answer is shown, in characters.
 const SHOWN: usize = 200;
 
@@ -169,7 +176,9 @@ fn words(said: &Said, place: &S3Settings) -> String {
         "RequestTimeTooSkewed" => {
             format!("the clock of this machine and that of {endpoint} differ by more than 15 minutes; set it")
         }
-        "InvalidAccessKeyId" => format!("{endpoint} does not know the access key; correct it ({keys})"),
+        "InvalidAccessKeyId" | "XAdminUserNotFound" => {
+            format!("{endpoint} does not know the access key; correct it ({keys})")
+        }
         "SignatureDoesNotMatch" => format!("the secret key does not belong to the access key; correct it ({keys})"),
         "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => {
             format!("the session of the keys has ended or is not valid; give new ones ({keys})")

@@ -187,18 +187,22 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let Some(part) = self.on_its_way.take() {
-            part.abort();
-        }
+        let part = self.on_its_way.take();
         // Without a reactor, or an answer, it is left over, and removed by the next start.
         let Ok(reactor) = tokio::runtime::Handle::try_current() else { return };
         let (place, key, id) = (Arc::clone(&self.place), self.key.clone(), self.id.clone());
-        let given_up = match self.state {
-            State::Gone => return,
-            State::Open => reactor.spawn(async move { place.bucket.abort(&key, &id).await }),
-            State::Complete => reactor.spawn(async move { place.bucket.delete(&key).await }),
-        };
-        drop(given_up);
+        let state = self.state;
+        drop(reactor.spawn(async move {
+            if let Some(part) = part {
+                // A part that arrives after the end would stay.
+                let _ = part.await;
+            }
+            match state {
+                State::Gone => Ok(()),
+                State::Open => place.bucket.abort(&key, &id).await,
+                State::Complete => place.bucket.delete(&key).await,
+            }
+        }));
     }
 }
 
