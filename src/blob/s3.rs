@@ -71,6 +71,7 @@ struct Place {
 const BLOBS: &str = "blobs/sha256/";
 const TOUCHED: &str = "touched/sha256/";
 const UPLOADS: &str = "uploads/";
+const PROBES: &str = "probe/";
 const OWNER: &str = "epiniod-owner";
 /// How many parts may be on their way at once, of all writers.
 const PARTS: usize = 8;
@@ -92,7 +93,7 @@ impl S3Blobs {
             ages: (0..=u8::MAX).map(|_| Mutex::default()).collect(),
             parts: Arc::new(Semaphore::new(PARTS)),
         });
-        place.wait_until_usable().await?;
+        place.wait_until_usable(owner).await?;
         place.claim(owner, claim).await?;
         let blobs = Self { place, copies: Copies::open(copies)? };
         if let Err(error) = blobs.tidy().await {
@@ -165,10 +166,11 @@ impl Place {
         if newest(&object, used.as_ref()) >= before {
             return Ok(false);
         }
-        self.bucket.delete(&key).await?;
+        // In this order, so that nothing is left beside what is gone.
         if used.is_some() {
             self.bucket.delete(&touched).await?;
         }
+        self.bucket.delete(&key).await?;
         Ok(true)
     }
 
@@ -196,11 +198,11 @@ impl Place {
     }
 
     /// Everything that will be asked of the bucket is asked once: what is wrong is better said at the start.
-    async fn wait_until_usable(&self) -> Result<(), Error> {
+    async fn wait_until_usable(&self, owner: &str) -> Result<(), Error> {
         let begun = Instant::now();
         let mut told = false;
         loop {
-            match self.probe().await {
+            match self.probe(owner).await {
                 Err(error) if error.is_temporary() && begun.elapsed() < PATIENCE => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(%error, seconds = PATIENCE.as_secs(), "waiting for the object storage");
@@ -212,8 +214,8 @@ impl Place {
         }
     }
 
-    async fn probe(&self) -> Result<(), Error> {
-        let key = format!("probe/{}", random_name());
+    async fn probe(&self, owner: &str) -> Result<(), Error> {
+        let key = format!("{PROBES}{owner}");
         self.bucket.put(&key, Bytes::from_static(PROBE.as_bytes()), &Digest::of(PROBE)).await?;
         let read = self.bucket.read(&key).await?;
         let listed = self.bucket.list(&key, None, 1).await?;
@@ -260,10 +262,16 @@ impl Place {
             }
         }
         for prefix in [UPLOADS, BLOBS] {
-            for upload in self.bucket.unfinished(prefix).await? {
-                if is_left(&upload.key, Timestamp::parse(&upload.initiated)) {
-                    self.bucket.abort(&upload.key, &upload.upload_id).await?;
+            let uploads = match self.bucket.unfinished(prefix).await {
+                // Not everybody lists them; then it is the other end that has to remove them.
+                Err(error @ Error::Refused { .. }) => {
+                    tracing::debug!(%error, "unfinished uploads are left to the object storage");
+                    continue;
                 }
+                uploads => uploads?,
+            };
+            for upload in uploads.iter().filter(|one| is_left(&one.key, Timestamp::parse(&one.initiated))) {
+                self.bucket.abort(&upload.key, &upload.upload_id).await?;
             }
         }
         Ok(())

@@ -103,7 +103,7 @@ async fn what_a_daemon_that_was_killed_had_begun_is_removed_by_the_next() {
     assert!(left_over(&bucket) > 1 && foreign.exists(), "what is on its way stays");
     object("tests/dead/object");
     let second = bucket.open().await;
-    assert_eq!(bucket.files("uploads"), [foreign.clone()]);
+    assert_eq!(bucket.files("uploads"), vec![foreign.clone()]);
     assert_eq!(bucket.files(".sgwtmp").len(), 0);
     std::fs::File::open(&foreign).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     second.tidy().await.unwrap();

@@ -28,17 +28,32 @@ pub(super) fn sign(
     if let Some(session) = &keys.session {
         headers.insert(SESSION, HeaderValue::from_str(session)?);
     }
-    let request = signing::canonical_request(method.as_str(), url, headers, body)?;
+    let signed = signing::signed_header_string(headers);
+    let request = format!(
+        "{method}\n{}\n{}\n{}\n{signed}\n{body}",
+        signing::canonical_uri_string(url),
+        signing::canonical_query_string(url),
+        canonical_headers(headers)?
+    );
     let text = signing::string_to_sign(&now, region, &request)?;
     let key = signing::signing_key(&now, &keys.secret, region, "s3")?;
     let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), text.as_bytes());
     let signature: String = signature.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    let signed = signing::signed_header_string(headers);
     let authorization = signing::authorization_header(&keys.access, &now, region, &signed, &signature)?;
     let mut authorization: HeaderValue = authorization.parse()?;
     authorization.set_sensitive(true);
     headers.insert(AUTHORIZATION, authorization);
     Ok(())
+}
+
+/// In the order of their names. rust-s3 orders whole lines, where `x-amz-copy-source-range:` is before `x-amz-copy-source:`.
+fn canonical_headers(headers: &HeaderMap) -> Result<String, S3Error> {
+    let mut lines = Vec::new();
+    for (name, value) in headers {
+        lines.push((name.as_str(), value.to_str()?.trim()));
+    }
+    lines.sort_unstable();
+    Ok(lines.into_iter().map(|(name, value)| format!("{name}:{value}\n")).collect())
 }
 
 /// As clients send it: the port only where it is not that of the scheme.
@@ -55,6 +70,19 @@ const SESSION: HeaderName = HeaderName::from_static("x-amz-security-token");
 mod tests {
     use super::*;
     use crate::model::Digest;
+
+    #[test]
+    fn headers_are_in_the_order_of_their_names() {
+        let header =
+            |name: &'static str, value: &'static str| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let headers = HeaderMap::from_iter([
+            header("x-amz-copy-source-range", "bytes=0-1"),
+            header("x-amz-copy-source", " /b/k "),
+            header("host", "h"),
+        ]);
+        let canonical = canonical_headers(&headers).unwrap();
+        assert_eq!(canonical, "host:h\nx-amz-copy-source:/b/k\nx-amz-copy-source-range:bytes=0-1\n");
+    }
 
     #[test]
     fn everything_that_matters_is_signed_and_no_secret_is_sent() {
