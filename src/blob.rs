@@ -1,9 +1,11 @@
 //! Content-addressed bytes: sources, layers, manifests, caches, chunks of logs.
 //!
 //! A blob is named by the SHA-256 of its content and never changes. The trait is fit for object
-//! storage: content streams in and out, nothing seeks, and callers never see a rename.
+//! storage: content streams in and out, nothing seeks, and callers never see a rename. It has two backends, a local disk
+//! and S3, and one contract test for both.
 
 mod disk;
+mod s3;
 
 use std::{fs::File, ops::Range, path::PathBuf, sync::Arc};
 
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use disk::DiskBlobs;
+pub use s3::{Claim, KeySource, Keys, S3Blobs, S3Settings};
 
 use crate::model::{Digest, Timestamp};
 
@@ -21,6 +24,9 @@ pub trait Blobs: Send + Sync + 'static {
     /// Starts a new blob. Nothing of it is visible, and nothing of it stays when the writer is
     /// dropped, before it is finished.
     async fn writer(&self) -> Result<Box<dyn BlobWriter>, Error>;
+
+    /// The same, and what was written so far can be read. It takes room on this machine.
+    async fn readable_writer(&self) -> Result<Box<dyn BlobWriter>, Error>;
 
     /// The content of a blob, or a part of it; none when there is no such blob.
     async fn open(&self, digest: &Digest, range: Option<Range<u64>>) -> Result<Option<BlobReader>, Error>;
@@ -37,8 +43,12 @@ pub trait Blobs: Send + Sync + 'static {
     /// Up to `limit` blobs in order of their digest, after the given one.
     async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<BlobEntry>, Error>;
 
-    /// The file that holds a blob, where there is one on this machine. It must only be read.
-    fn local_path(&self, digest: &Digest) -> Option<PathBuf>;
+    /// A file of this machine that holds a blob, fetched first if need be; none when there is no such blob. It must
+    /// only be read, and be opened soon.
+    async fn local_file(&self, digest: &Digest) -> Result<Option<PathBuf>, Error>;
+
+    /// Removes what was left over on the way in and out: uploads that were given up, copies that nobody used lately.
+    async fn tidy(&self) -> Result<(), Error>;
 }
 
 /// A blob on its way in.
@@ -49,7 +59,7 @@ pub trait BlobWriter: Send {
     /// Bytes written so far.
     fn written(&self) -> u64;
 
-    /// What was written so far as a file to read, where it is one on this machine.
+    /// What was written so far as a file to read, of a [readable](Blobs::readable_writer) one.
     async fn so_far(&mut self) -> Result<Option<File>, Error>;
 
     /// Makes the blob durable and visible. With an expected digest that does not match, nothing stays.
@@ -91,4 +101,20 @@ pub enum Error {
     Mismatch { expected: Digest, actual: Digest },
     #[error("{doing}")]
     Io { doing: String, source: std::io::Error },
+    /// Of object storage. It may answer in a moment.
+    #[error("{doing}: the object storage at {endpoint} (--s3-endpoint) does not answer as it should: {cause}")]
+    Unavailable { doing: String, endpoint: String, cause: String },
+    /// Of object storage. It needs somebody to change something.
+    #[error("{doing}: {why}")]
+    Refused { doing: String, why: String },
+    /// These are not the blobs of who opens them.
+    #[error("{0}")]
+    Foreign(String),
+}
+
+impl Error {
+    /// Is it worth to try again?
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
 }

@@ -7,6 +7,7 @@ mod client;
 mod file;
 mod kubernetes;
 mod run_file;
+mod s3;
 
 use std::{
     net::SocketAddr,
@@ -21,8 +22,9 @@ pub use client::{ClientSettings, client_settings_file};
 pub use file::{ConfigFile, Error};
 pub use kubernetes::{Kubernetes, KubernetesFlags};
 pub use run_file::{Mode, RunFile};
+pub use s3::S3Flags;
 
-use crate::{base::Mirrors, model::Route, runtime::Limits, source, telemetry};
+use crate::{base::Mirrors, blob::S3Settings, model::Route, runtime::Limits, source, telemetry};
 
 /// What a daemon is run with.
 #[derive(Debug, Clone)]
@@ -36,6 +38,8 @@ pub struct Config {
     pub mirrors: Mirrors,
     /// Certificate authorities that builds trust.
     pub build_ca: Option<PathBuf>,
+    /// Where blobs are; none is the data directory.
+    pub s3: Option<S3Settings>,
     pub sources: source::Limits,
     pub builds: Builds,
     /// Of each instance.
@@ -88,6 +92,8 @@ pub struct Flags {
     /// Certificate authorities that builds trust, PEM [default: those of this machine]
     #[arg(long, env = "EPINIOD_BUILD_CA_FILE", value_name = "FILE")]
     pub build_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub s3: S3Flags,
     /// What is logged, as tracing has it (info, debug, epiniod::edge=debug) [default: info; warn with up]
     #[arg(long, env = "EPINIOD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -131,6 +137,7 @@ impl Config {
             security: flags.debian_security_mirror.or(file.debian_security_mirror),
         };
         let build_ca = flags.build_ca_file.or(file.build_ca_file);
+        let s3 = flags.s3.or(file.s3).settings(&mut problems);
         let log =
             Log { filter: flags.log.or(file.log), format: flags.log_format.or(file.log_format).unwrap_or_default() };
         let checks = [
@@ -138,7 +145,7 @@ impl Config {
             check_distinct(listen, registry_listen),
             check_mirror("debian_mirror", mirrors.archive.as_deref()),
             check_mirror("debian_security_mirror", mirrors.security.as_deref()),
-            check_build_ca(build_ca.as_deref()),
+            check_ca("build_ca_file", build_ca.as_deref()),
             check_filter(log.filter.as_deref()),
         ];
         problems.extend(checks.into_iter().flatten());
@@ -154,6 +161,7 @@ impl Config {
             admin_password: std::env::var("EPINIOD_ADMIN_PASSWORD").ok().filter(|password| !password.is_empty()),
             mirrors,
             build_ca: build_ca.or_else(host_bundle),
+            s3,
             sources: file.sources,
             builds: file.builds,
             instances: file.instances,
@@ -190,12 +198,12 @@ fn check_mirror(name: &str, url: Option<&str>) -> Option<String> {
     (!is_url).then(|| format!("{name}: '{url}' is not an http or https URL"))
 }
 
-fn check_build_ca(path: Option<&Path>) -> Option<String> {
+fn check_ca(name: &str, path: Option<&Path>) -> Option<String> {
     let path = path?;
     match std::fs::read(path) {
-        Err(error) => Some(format!("build_ca_file: '{}' cannot be read: {error}", path.display())),
+        Err(error) => Some(format!("{name}: '{}' cannot be read: {error}", path.display())),
         Ok(bytes) if !bytes.windows(PEM.len()).any(|part| part == PEM) => {
-            Some(format!("build_ca_file: '{}' has no certificate in PEM", path.display()))
+            Some(format!("{name}: '{}' has no certificate in PEM", path.display()))
         }
         Ok(_) => None,
     }
@@ -222,6 +230,11 @@ pub fn default_data_dir() -> Result<PathBuf, Error> {
     std::path::absolute(home.ok_or(Error::NoHome)?.join("epiniod")).map_err(|_| Error::NoHome)
 }
 
+/// For a process with another working directory.
+fn absolute(path: &Path) -> std::ffi::OsString {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into()
+}
+
 /// A path that a variable names.
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
@@ -237,9 +250,7 @@ impl Flags {
     /// The same flags for another process of ours; variables it has anyway.
     pub fn to_args(&self) -> Vec<std::ffi::OsString> {
         let text = |value: &Option<String>| value.clone().map(Into::into);
-        let path = |value: &Option<PathBuf>| {
-            value.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()).into())
-        };
+        let path = |value: &Option<PathBuf>| value.as_deref().map(absolute);
         let format = self.log_format.and_then(|format| clap::ValueEnum::to_possible_value(&format));
         let all: [(&str, Option<std::ffi::OsString>); 10] = [
             ("--data-dir", path(&self.data_dir)),
@@ -253,7 +264,7 @@ impl Flags {
             ("--log", text(&self.log)),
             ("--log-format", format.map(|format| format.get_name().into())),
         ];
-        let all = all.into_iter().chain(self.kubernetes.to_args());
+        let all = all.into_iter().chain(self.s3.to_args()).chain(self.kubernetes.to_args());
         all.filter_map(|(flag, value)| value.map(|value| [flag.into(), value])).flatten().collect()
     }
 }

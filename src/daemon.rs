@@ -4,6 +4,7 @@
 //! `up`, which runs in a terminal, and `stop --all` stop them as well.
 
 mod assemble;
+mod bucket;
 mod cluster;
 mod collect;
 mod control;
@@ -103,6 +104,9 @@ pub enum Error {
     Store(#[from] crate::store::Error),
     #[error("the blob store cannot be opened")]
     Blob(#[from] crate::blob::Error),
+    /// Blobs would be looked for where they are not.
+    #[error("{0}")]
+    Elsewhere(String),
     #[error("users cannot be read")]
     Auth(#[from] crate::auth::Error),
     #[error("sandboxes cannot be run here")]

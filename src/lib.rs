@@ -77,7 +77,8 @@
 //!
 //! Everything durable is either a blob (content by digest, never changed) or an object of at most 256
 //! KiB with a version for compare-and-swap, never a transaction over several, so that the Kubernetes API can
-//! be a backend. On disk a journal is in front of sled: every write is appended and synced before
+//! be a backend. Blobs are on disk, or in a bucket of S3 that belongs to one daemon; who needs a file of one gets a copy whose
+//! hash was right. On disk a journal is in front of sled: every write is appended and synced before
 //! it is acknowledged, and sled can always be rebuilt from it.
 //!
 //! Work is level-triggered: [`apps`] compares what should run with what runs, [`staging`] starts over

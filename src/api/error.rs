@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{apps, auth, model, source, staging, store, telemetry::chain};
+use crate::{apps, auth, blob, model, source, staging, store, telemetry::chain};
 
 /// What a caller is told.
 #[derive(Debug)]
@@ -43,6 +43,17 @@ impl ApiError {
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("{error}; the daemon's log has the cause under request {id}"),
         )
+    }
+
+    /// What the blob store says. It may answer in a moment, which a client can wait for.
+    fn of_blobs(error: &(dyn std::error::Error + 'static), inner: &blob::Error) -> Self {
+        if !inner.is_temporary() {
+            return Self::internal(error);
+        }
+        tracing::error!(error = %inner, "a request failed");
+        let title =
+            "the object storage does not answer; nothing was changed, and what is there is kept: repeat it in a moment";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, title)
     }
 
     /// The panic itself is in the log already, just above.
@@ -108,7 +119,8 @@ impl From<staging::Error> for ApiError {
             staging::Error::NoSuchStaging(_) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
             staging::Error::NoSuchSource(_) => Self::bad_request(error.to_string()),
             staging::Error::Store(inner) => Self::too_large(inner).unwrap_or_else(|| Self::internal(&error)),
-            staging::Error::Runtime(_) | staging::Error::Blob(_) => Self::internal(&error),
+            staging::Error::Blob(inner) => Self::of_blobs(&error, inner),
+            staging::Error::Runtime(_) => Self::internal(&error),
         }
     }
 }
@@ -116,6 +128,9 @@ impl From<staging::Error> for ApiError {
 impl From<source::Error> for ApiError {
     fn from(error: source::Error) -> Self {
         use source::Error;
+        if let Error::Blob(inner) = &error {
+            return Self::of_blobs(&error, inner);
+        }
         if !error.is_users() {
             return Self::internal(&error);
         }

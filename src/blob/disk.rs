@@ -44,6 +44,12 @@ impl DiskBlobs {
         Ok(Arc::new(Self { dir: dir.to_owned(), next: AtomicU64::new(0), age: Arc::default() }))
     }
 
+    /// The file that holds a blob.
+    pub fn local_path(&self, digest: &Digest) -> Option<PathBuf> {
+        let path = self.path(digest);
+        path.exists().then_some(path)
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
         self.dir.join("sha256").join(&hex[..2]).join(&hex[2..])
@@ -65,6 +71,10 @@ impl Blobs for DiskBlobs {
             root: self.dir.clone(),
             age: Arc::clone(&self.age),
         }))
+    }
+
+    async fn readable_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
+        self.writer().await
     }
 
     async fn open(&self, digest: &Digest, range: Option<Range<u64>>) -> Result<Option<BlobReader>, Error> {
@@ -117,9 +127,13 @@ impl Blobs for DiskBlobs {
         blocking("listing blobs", move || list(&root, after, limit)).await
     }
 
-    fn local_path(&self, digest: &Digest) -> Option<PathBuf> {
-        let path = self.path(digest);
-        path.exists().then_some(path)
+    async fn local_file(&self, digest: &Digest) -> Result<Option<PathBuf>, Error> {
+        Ok(self.local_path(digest))
+    }
+
+    async fn tidy(&self) -> Result<(), Error> {
+        // What is left over is removed when it is dropped, and at the next start.
+        Ok(())
     }
 }
 

@@ -28,7 +28,9 @@ pub struct Serve {
 pub(super) const CONFIG_HELP: &str = "\
 Settings file (TOML). Keys, with their defaults where they have one that is not a flag's:
   data_dir, listen, registry_listen, system_domain, debian_mirror, debian_security_mirror,
-  build_ca_file, log, log_format     as the flags
+  build_ca_file, s3_endpoint, s3_bucket, s3_region, s3_ca_file, s3_credentials_file,
+  log, log_format                    as the flags; S3 keys are in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
+                                     or in the file of credentials
   [sources]
   max_archive_bytes = 4294967296     of an upload
   max_unpacked_bytes = 8589934592    of its files

@@ -11,7 +11,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::Builds;
+use super::{Builds, S3Flags};
 use crate::{runtime::Limits, source, telemetry};
 
 const GIB: u64 = 1 << 30;
@@ -30,6 +30,7 @@ pub struct ConfigFile {
     pub debian_mirror: Option<String>,
     pub debian_security_mirror: Option<String>,
     pub build_ca_file: Option<PathBuf>,
+    pub s3: S3Flags,
     pub log: Option<String>,
     pub log_format: Option<telemetry::Format>,
     /// `[sources]`: `max_archive_bytes`, `max_unpacked_bytes`, `max_entries`.
@@ -56,7 +57,12 @@ impl ConfigFile {
         // Whoever reads the file, wherever it is started.
         let folder = path.parent().unwrap_or(Path::new(""));
         let from_here = |path: Option<PathBuf>| path.map(|path| folder.join(path));
-        Ok(Self { data_dir: from_here(file.data_dir), build_ca_file: from_here(file.build_ca_file), ..file })
+        let s3 = S3Flags {
+            s3_ca_file: from_here(file.s3.s3_ca_file),
+            s3_credentials_file: from_here(file.s3.s3_credentials_file),
+            ..file.s3
+        };
+        Ok(Self { data_dir: from_here(file.data_dir), build_ca_file: from_here(file.build_ca_file), s3, ..file })
     }
 
     fn parse(text: &str, problems: &mut Vec<String>) -> Result<Self, toml::de::Error> {
@@ -74,6 +80,13 @@ impl ConfigFile {
             debian_mirror: top.take("debian_mirror"),
             debian_security_mirror: top.take("debian_security_mirror"),
             build_ca_file: top.take("build_ca_file"),
+            s3: S3Flags {
+                s3_endpoint: top.take("s3_endpoint"),
+                s3_bucket: top.take("s3_bucket"),
+                s3_region: top.take("s3_region"),
+                s3_ca_file: top.take("s3_ca_file"),
+                s3_credentials_file: top.take("s3_credentials_file"),
+            },
             log: top.take("log"),
             log_format: top.take("log_format"),
             sources: source::Limits::default(),

@@ -9,7 +9,7 @@ use axum::{Router, extract::State, http::StatusCode, routing::post};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Error, Mode,
+    Error, Mode, bucket,
     cluster::{self, Place},
     collect::Garbage,
     control::Control,
@@ -21,7 +21,7 @@ use crate::{
     apps::{self, Apps},
     auth::Auth,
     base::{Bases, Options, Publish},
-    blob::{DiskBlobs, SharedBlobs},
+    blob::SharedBlobs,
     buildpacks,
     config::Config,
     edge::Edge,
@@ -69,7 +69,7 @@ impl House {
             }
             None => (Objects::new(DiskStore::open(&config.data_dir.join("store"))?), None),
         };
-        let blobs: SharedBlobs = DiskBlobs::open(&config.data_dir.join("blobs"))?;
+        let blobs = bucket::open_blobs(config).await?;
         let auth = Auth::open(objects.clone()).await?;
         credential::provide(config, api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));

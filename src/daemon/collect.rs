@@ -92,6 +92,7 @@ impl Garbage {
             images.extend(found.map(|digest| ImageName::new(base::REPOSITORY, digest)));
         }
         self.runtime.collect(&images).await?;
+        self.blobs.tidy().await?;
         self.sweep(&keep, now - GRACE).await
     }
 

@@ -179,9 +179,10 @@ impl Runtime for LocalRuntime {
         // What runs is needed, whatever anybody says.
         let running = self.instances.images();
         let keep: Vec<ImageName> = keep.iter().cloned().chain(running).collect();
+        let layers = host.images.layers_of(&keep).await?;
         let collected = tokio::task::spawn_blocking(move || {
             logs::collect(&host, &keep)?;
-            host.images.collect(&keep)
+            host.images.collect(&layers)
         });
         let collected = collected.await.map_err(io::Error::other).and_then(|result| result);
         collected.map_err(io_error("removing unused layers and logs"))

@@ -92,9 +92,9 @@ impl Sources {
         &self,
         body: impl Stream<Item = Result<Bytes, Error>> + Send,
     ) -> Result<(BlobInfo, Contents), Error> {
-        let mut writer = self.blobs.writer().await?;
+        let mut writer = self.blobs.readable_writer().await?;
         self.copy(body, &mut writer, None).await?;
-        let unread = || Error::Check(io::Error::other("zip archives need blobs on a local disk"));
+        let unread = || Error::Check(io::Error::other("what was written cannot be read"));
         let file = writer.so_far().await?.ok_or_else(unread)?;
         let limits = self.limits;
         let checked = on_a_thread(move || Walk::new(limits, None, None).zip(file))?;

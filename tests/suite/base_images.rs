@@ -21,7 +21,7 @@ use std::{
 use async_trait::async_trait;
 use epiniod::{
     base::{BasePair, Bases, Error, Options, Progress, Publish, REPOSITORY},
-    blob::{Blobs as _, DiskBlobs},
+    blob::DiskBlobs,
     model::{Digest, ImageName},
     oci::{ConfigFile, Manifest, registry::Registry},
     store::{DiskStore, Objects},

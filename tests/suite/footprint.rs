@@ -26,7 +26,7 @@ fn an_upload_of_two_gibibytes_adds_little_memory() {
     // The first upload brings what every later one needs as well.
     assert!(upload(&daemon, 1 << 20).starts_with("HTTP/1.1 200"));
     let before = memory_kib(&daemon, "VmRSS");
-    fs::write(format!("/proc/{}/clear_refs", daemon.pid()), "5").expect("the peak can be set back");
+    reset_peak(&daemon);
     let answer = upload(&daemon, CONTENT);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let added = memory_kib(&daemon, "VmHWM").saturating_sub(before);
@@ -34,7 +34,7 @@ fn an_upload_of_two_gibibytes_adds_little_memory() {
 }
 
 /// Uploads a tar with one file of zeros, as `epinio push` does; the answer.
-fn upload(daemon: &Daemon, content: u64) -> String {
+pub fn upload(daemon: &Daemon, content: u64) -> String {
     let mut header = tar::Header::new_ustar();
     header.set_path("zeros").unwrap();
     header.set_size(content);
@@ -65,7 +65,11 @@ fn upload(daemon: &Daemon, content: u64) -> String {
     answer
 }
 
-fn memory_kib(daemon: &Daemon, field: &str) -> u64 {
+pub fn reset_peak(daemon: &Daemon) {
+    fs::write(format!("/proc/{}/clear_refs", daemon.pid()), "5").expect("the peak can be set back");
+}
+
+pub fn memory_kib(daemon: &Daemon, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("the daemon runs");
     let line = status.lines().find(|line| line.starts_with(field)).expect("the field");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")

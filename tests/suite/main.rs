@@ -20,6 +20,7 @@ mod lifecycle;
 mod own_image;
 mod quickstarts;
 mod registry;
+mod s3;
 mod sandbox;
 mod sandbox_rootless;
 mod source_archives;

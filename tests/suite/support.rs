@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod bucket;
 mod daemon;
 mod http;
 
+pub use bucket::{ACCESS, Bucket, Proxy, SECRET, files, keys, open};
 pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
 pub use http::{get, request};
 

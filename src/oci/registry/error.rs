@@ -85,6 +85,7 @@ impl Error {
             Self::PageInvalid => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::Interrupted(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
+            Self::Blob(error) if error.is_temporary() => (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN"),
             Self::Store(_) | Self::Blob(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
         }
     }

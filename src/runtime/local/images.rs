@@ -13,12 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::TryStreamExt as _;
+
 use super::guard;
 use crate::{
-    blob::SharedBlobs,
+    blob::{self, SharedBlobs},
     model::{Digest, ImageName},
     oci::{ConfigFile, Manifest, Ownership, tree::remove_tree, unpack_layer},
     runtime::Error,
+    telemetry,
 };
 
 /// A job that has begun may be about to use a layer that no release has yet.
@@ -27,6 +30,8 @@ const LATELY: Duration = Duration::from_secs(2 * 60 * 60);
 const HEX_DIGITS: usize = 64;
 /// A layer that comes to more is refused; so is one that leaves the disk no reserve.
 const MAX_LAYER_BYTES: u64 = 32 << 30;
+/// Of a manifest or a configuration.
+const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
 
 /// Unpacked layers below a directory.
 pub(super) struct Images {
@@ -74,28 +79,40 @@ impl Images {
 
     /// Unpacks what is not there yet.
     pub async fn ready(&self, image: &ImageName) -> Result<LocalImage, Error> {
-        let (manifest, config) = self.documents(image)?;
+        let failed = |cause: String| Error::Image { image: image.clone(), cause };
+        let gone = || failed(format!("blob {} is not there", image.digest));
+        let (manifest, config) = self.documents(image).await.map_err(&failed)?.ok_or_else(gone)?;
         let unpacking = manifest.layers.iter().map(|layer| self.layer(image, layer.digest, &layer.media_type));
         let layers = futures::future::try_join_all(unpacking).await?;
         Ok(LocalImage { config, layers })
     }
 
     /// The file that holds a blob.
-    pub fn blob(&self, digest: &Digest) -> Option<PathBuf> {
-        self.blobs.local_path(digest)
+    pub async fn blob(&self, digest: &Digest) -> Result<Option<PathBuf>, blob::Error> {
+        self.blobs.local_file(digest).await
     }
 
-    fn documents(&self, image: &ImageName) -> Result<(Manifest, ConfigFile), Error> {
-        let failed = |cause: String| Error::Image { image: image.clone(), cause };
-        let read = |digest: &Digest| {
-            let path = self.blobs.local_path(digest).ok_or_else(|| failed(format!("blob {digest} is not there")))?;
-            fs::read(path).map_err(|error| failed(error.to_string()))
+    /// None when its manifest is gone.
+    async fn documents(&self, image: &ImageName) -> Result<Option<(Manifest, ConfigFile)>, String> {
+        let Some(manifest) = self.read(&image.digest).await? else { return Ok(None) };
+        let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|error| format!("its manifest: {error}"))?;
+        let config = &manifest.config.digest;
+        let config = self.read(config).await?.ok_or_else(|| format!("blob {config} is not there"))?;
+        let config = serde_json::from_slice(&config).map_err(|error| format!("its configuration: {error}"))?;
+        Ok(Some((manifest, config)))
+    }
+
+    /// A small blob as a whole.
+    async fn read(&self, digest: &Digest) -> Result<Option<Vec<u8>>, String> {
+        let read = async || -> Result<Option<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+            let Some(reader) = self.blobs.open(digest, None).await? else { return Ok(None) };
+            if reader.size > MAX_DOCUMENT_BYTES {
+                return Err(format!("blob {digest} is too large for what it is").into());
+            }
+            let parts: Vec<bytes::Bytes> = reader.stream.try_collect().await?;
+            Ok(Some(parts.concat()))
         };
-        let manifest: Manifest =
-            serde_json::from_slice(&read(&image.digest)?).map_err(|error| failed(format!("its manifest: {error}")))?;
-        let config = serde_json::from_slice(&read(&manifest.config.digest)?)
-            .map_err(|error| failed(format!("its configuration: {error}")))?;
-        Ok((manifest, config))
+        read().await.map_err(|error| telemetry::chain(&*error))
     }
 
     async fn layer(&self, image: &ImageName, digest: Digest, media_type: &str) -> Result<PathBuf, Error> {
@@ -114,7 +131,8 @@ impl Images {
             return Ok(place);
         }
         let failed = |cause: String| Error::Image { image: image.clone(), cause };
-        let blob = self.blobs.local_path(&digest).ok_or_else(|| failed(format!("layer {digest} is not there")))?;
+        let blob = self.blobs.local_file(&digest).await.map_err(|error| failed(telemetry::chain(&error)))?;
+        let blob = blob.ok_or_else(|| failed(format!("layer {digest} is not there")))?;
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let temporary = self.dir.join(format!("tmp-{number}-{}", digest.hex()));
         let (media_type, owners, target) = (media_type.to_owned(), self.owners, place.clone());
@@ -132,14 +150,22 @@ impl Images {
         Ok(place)
     }
 
-    /// Removes layers that none of these images has, and nobody asked for lately.
-    pub fn collect(&self, keep: &[ImageName]) -> io::Result<()> {
-        let mut wanted: HashSet<String> = HashSet::new();
-        for image in keep {
-            if let Ok((manifest, _)) = self.documents(image) {
-                wanted.extend(manifest.layers.iter().map(|layer| layer.digest.hex()));
+    /// The layers of these images, as far as they are there. It is an error when that cannot be found out now.
+    pub async fn layers_of(&self, images: &[ImageName]) -> Result<HashSet<String>, Error> {
+        let mut layers = HashSet::new();
+        for image in images {
+            let failed = |cause| Error::Image { image: image.clone(), cause };
+            let Some(manifest) = self.read(&image.digest).await.map_err(failed)? else { continue };
+            // What is no manifest has no layers.
+            if let Ok(manifest) = serde_json::from_slice::<Manifest>(&manifest) {
+                layers.extend(manifest.layers.iter().map(|layer| layer.digest.hex()));
             }
         }
+        Ok(layers)
+    }
+
+    /// Removes layers that are not among these, and nobody asked for lately.
+    pub fn collect(&self, wanted: &HashSet<String>) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();

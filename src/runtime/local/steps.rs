@@ -135,7 +135,7 @@ impl<'a> Sandbox<'a> {
             }
         };
         env.extend(step.env.clone());
-        let mut mounts = mounts(host, &folder, step).map_err(prepare())?;
+        let mut mounts = mounts(host, &folder, step).await.map_err(prepare())?;
         let report = step.report.as_ref().and_then(|report| report.rsplit_once('/'));
         if let Some((place, _)) = report {
             mounts.push(Mount { source: out.clone(), target: place.to_owned(), read_only: false });
@@ -265,7 +265,7 @@ impl Drop for Sandbox<'_> {
 }
 
 /// Volumes and blobs of a step.
-fn mounts(host: &Host, folder: &Path, step: &Step) -> io::Result<Vec<Mount>> {
+async fn mounts(host: &Host, folder: &Path, step: &Step) -> io::Result<Vec<Mount>> {
     let mut mounts = Vec::new();
     for volume in &step.volumes {
         let source = folder.join("volumes").join(&volume.volume);
@@ -274,7 +274,7 @@ fn mounts(host: &Host, folder: &Path, step: &Step) -> io::Result<Vec<Mount>> {
         mounts.push(Mount { source, target: volume.path.clone(), read_only });
     }
     for StepBlob { digest, path, .. } in &step.blobs {
-        let source = host.images.blob(digest);
+        let source = host.images.blob(digest).await.map_err(io::Error::other)?;
         let source = source.ok_or_else(|| io::Error::other(format!("blob {digest} is not there")))?;
         mounts.push(Mount { source, target: path.clone(), read_only: true });
     }

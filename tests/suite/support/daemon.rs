@@ -299,12 +299,12 @@ fn program(dir: &TempDir, run_by: RunBy) -> PathBuf {
 }
 
 /// Where tests keep their files: a real disk, as overlay needs one.
-fn scratch() -> PathBuf {
+pub(super) fn scratch() -> PathBuf {
     std::env::var_os("EPINIOD_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 /// Below those that the kernel gives to connections, and each only once: a daemon that is started again finds it free.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let offset = (std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
