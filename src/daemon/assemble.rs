@@ -15,6 +15,7 @@ use crate::{
     auth::Auth,
     base::{Bases, Options, Publish},
     blob::{DiskBlobs, SharedBlobs},
+    builders::Builders,
     buildpacks,
     config::Config,
     edge::Edge,
@@ -37,6 +38,8 @@ pub(super) struct House {
     garbage: Arc<Garbage>,
 }
 
+/// Credentials for registries of others, in the data directory.
+const CREDENTIALS: &str = "registries.json";
 /// The bundles that programs look into; they are mounted over with the authorities for builds.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const BUNDLE_VARIABLES: [&str; 6] =
@@ -70,6 +73,8 @@ impl House {
         let publisher = Arc::new(Publisher(registry.clone()));
         let options = Options::new(&config.data_dir, config.mirrors.clone());
         let bases = Arc::new(Bases::new(options, Arc::clone(&blobs), objects.clone(), publisher));
+        let credentials = config.data_dir.join(CREDENTIALS);
+        let builders = Arc::new(Builders::new(registry.clone(), Arc::clone(&blobs), credentials));
         let sources = Arc::new(Sources::new(objects.clone(), Arc::clone(&blobs), config.sources));
         let rooms = Rooms {
             objects: objects.clone(),
@@ -77,6 +82,7 @@ impl House {
             runtime: Arc::clone(&runtime),
             registry: registry.clone(),
             bases: Arc::clone(&bases),
+            builders: Arc::clone(&builders),
             auth: Arc::clone(&auth),
         };
         let stagings = Stagings::new(rooms, staging_settings(config, registry_at));
@@ -97,7 +103,8 @@ impl House {
         };
         let router = api::router(state.clone(), control_routes(control));
         let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone()));
-        let garbage = Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, sources });
+        let garbage =
+            Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, builders, sources });
         Ok(Self { apps, stagings, edge, registry, auth, api: state, garbage })
     }
 
