@@ -49,7 +49,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// A root file system with a shell, curl's counterpart and little else: the run base of a sample that was pushed.
+    /// A root file system with a shell and little else: the run base of a sample that was pushed.
     pub fn base(daemon: &Daemon, app: &str) -> Self {
         let shown = daemon.run(["apps", "show", app, "--output", "json"]);
         let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
@@ -255,11 +255,11 @@ impl Upstream {
         self.address = listener.local_addr().unwrap();
         let challenge = format!("Bearer realm=\"http://{}/token\",service=\"test\"", self.address);
         let challenge = HeaderValue::from_str(&challenge).unwrap();
-        let challenged = move |mut response: Response| async move {
+        let challenged = move |mut response: Response| {
             if response.headers().contains_key(header::WWW_AUTHENTICATE) {
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge.clone());
             }
-            response
+            std::future::ready(response)
         };
         let router = Router::new()
             .route("/token", get(token))
