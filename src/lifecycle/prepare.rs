@@ -82,7 +82,13 @@ pub async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>) -> Resu
     let mut of_cache: CacheMetadata = cache.as_ref().map(|image| image.label(CACHE, &mut warnings)).unwrap_or_default();
     keep_safe(&mut of_app.buildpacks);
     keep_safe(&mut of_cache.buildpacks);
-    let mut restoring = Restoring { dirs, client, at_once: Arc::new(Semaphore::new(AT_ONCE)), pending: JoinSet::new() };
+    let mut restoring = Restoring {
+        dirs,
+        client,
+        user: input.user,
+        at_once: Arc::new(Semaphore::new(AT_ONCE)),
+        pending: JoinSet::new(),
+    };
     restoring.start_sbom(previous.as_ref(), of_app.sbom);
     restoring.start_sbom(cache.as_ref(), of_cache.sbom);
     for buildpack in &of_app.buildpacks {
@@ -135,6 +141,7 @@ fn keep_safe(buildpacks: &mut Vec<BuildpackLayers>) {
 struct Restoring<'a> {
     dirs: &'a Dirs,
     client: &'a Arc<Client>,
+    user: CnbUser,
     at_once: Arc<Semaphore>,
     pending: JoinSet<Restored>,
 }
@@ -157,10 +164,10 @@ impl Restoring<'_> {
     fn start(&mut self, image: &Image, blob: &Descriptor, place: Option<PathBuf>, what: String) {
         let (client, repository, blob) = (Arc::clone(self.client), image.name.repository.clone(), blob.clone());
         let root = self.dirs.layers.parent().unwrap_or(Path::new("/")).to_owned();
-        let at_once = Arc::clone(&self.at_once);
+        let (at_once, user) = (Arc::clone(&self.at_once), self.user);
         self.pending.spawn(async move {
             let _turn = at_once.acquire_owned().await;
-            let result = unpack(&client, &repository, blob.clone(), root).await;
+            let result = unpack(&client, &repository, blob.clone(), root, user).await;
             Restored { blob, place, what, result }
         });
     }
@@ -184,11 +191,12 @@ impl Restoring<'_> {
     }
 }
 
-/// From the registry to the disk, without a copy in between.
-async fn unpack(client: &Client, repository: &str, blob: Descriptor, root: PathBuf) -> Result<()> {
+/// From the registry to the disk, without a copy in between. Whoever built it then, it is this build's user's now.
+async fn unpack(client: &Client, repository: &str, blob: Descriptor, root: PathBuf, user: CnbUser) -> Result<()> {
     let (reader, writer) = tokio::io::duplex(PIPE);
     let media_type = blob.media_type.clone();
-    let ownership = if Uid::effective().is_root() { Ownership::AsInLayer } else { Ownership::Ignore };
+    let is_root = Uid::effective().is_root();
+    let ownership = if is_root { Ownership::Of(user.uid, user.gid) } else { Ownership::Ignore };
     let bridge = SyncIoBridge::new(reader);
     // The runtime watches what a step writes.
     let unpack = move || unpack_layer(bridge, &media_type, &root, ownership, u64::MAX);

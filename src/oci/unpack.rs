@@ -23,6 +23,8 @@ const OF_AUFS: &[u8] = b".wh..wh.";
 pub enum Ownership {
     /// As the layer says. Needs root.
     AsInLayer,
+    /// All of this uid and gid. Needs root.
+    Of(u32, u32),
     /// The caller's.
     Ignore,
 }
@@ -114,6 +116,7 @@ fn unpack_entry<R: Read>(
     let header = entry.header();
     let owner = match ownership {
         Ownership::AsInLayer => Some((id(header.uid()?)?, id(header.gid()?)?)),
+        Ownership::Of(uid, gid) => Some((uid, gid)),
         Ownership::Ignore => None,
     };
     let attributes = Attributes { mode: header.mode()?, owner, mtime: i64::try_from(header.mtime()?).unwrap_or(0) };

@@ -114,11 +114,9 @@ impl Run {
         self.enter(StagingState::Preparing).await?;
         let token = self.token().await?;
         // Layers that another builder made are of another distribution, and perhaps of another user.
-        let previous = previous.filter(|previous| previous.builder == self.staging.builder);
-        let cache = match (&previous, &self.staging.builder) {
-            (None, Builder::Image(_)) => None,
-            _ => self.cache().await?,
-        };
+        let is_other = previous.as_ref().is_some_and(|previous| previous.builder != self.staging.builder);
+        let previous = previous.filter(|_| !is_other);
+        let cache = if is_other { None } else { self.cache().await? };
         let previous_image = previous.and_then(|staging| staging.image);
         let stagings = Arc::clone(&self.stagings);
         let settings = &stagings.settings;

@@ -63,10 +63,11 @@ fn an_application_is_built_with_a_builder_from_a_registry_until_it_is_told_other
     let (daemon, base) = daemon_and_base();
     let mut upstream = Upstream::start();
     upstream.let_read(&daemon);
-    let run_name = upstream.name("test/run:1");
-    upstream.push(&run_image(&base, "the first run image"), "test/run", "1");
-    upstream.push(&builder(&base, &run_name), "test/builder", "1");
-    let name = upstream.name("test/builder:1");
+    // In this registry only tags below `epiniod` may move.
+    let run_name = upstream.name("epiniod/run:1");
+    upstream.push(&run_image(&base, "the first run image"), "epiniod/run", "1");
+    upstream.push(&builder(&base, &run_name), "epiniod/builder", "1");
+    let name = upstream.name("epiniod/builder:1");
     let source = daemon.dir().join("source");
     application(&source);
 
@@ -89,7 +90,7 @@ fn an_application_is_built_with_a_builder_from_a_registry_until_it_is_told_other
     assert_eq!(page(&daemon), first.replace("first page", "second page"));
 
     // The tag of the run image moves.
-    upstream.push(&run_image(&base, "the second run image"), "test/run", "1");
+    upstream.push(&run_image(&base, "the second run image"), "epiniod/run", "1");
     has(&push(&daemon, &source, &[], true), &["copying image"]);
     assert_eq!(page(&daemon), format!("the second page as {UID}:{GID} on the second run image with a tool"));
 

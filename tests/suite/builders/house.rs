@@ -37,8 +37,8 @@ pub const UID: u32 = 1002;
 pub const GID: u32 = 1003;
 const READER: &str = "reader:secret";
 const TOKEN: &str = "a-token-of-the-registry";
-/// What the registry lets write.
-const WRITER: &str = "writer";
+/// What our own client says when it writes.
+const WRITER: &str = "token:writer";
 
 /// The parts of one image.
 #[derive(Clone)]
@@ -156,11 +156,11 @@ const DETECT: &str = r#"echo "site looks for page.txt"
 [ -f page.txt ]"#;
 
 /// Says what it sees, and leaves a layer that is made once.
-const BUILD: &str = r#"echo "built by $(id -u):$(id -g) for $CNB_TARGET_DISTRO_NAME on $CNB_STACK_ID in $HOME"
+const BUILD: &str = r#"echo "built by $(id -u):$(id -g) for $CNB_TARGET_DISTRO_NAME on $CNB_STACK_ID"
 echo "buildpacks: $(ls /cnb/buildpacks | tr '\n' ' ')"
 [ -e /cnb/removed ] && echo "the removed file is there"
 [ -e /cnb/a-fifo ] && echo "the fifo is there"
-cmp /cnb/a-hard-link /cnb/order.toml && echo "the link is whole"
+[ "$(cat /cnb/a-hard-link)" = "$(cat /cnb/order.toml)" ] && echo "the link is whole"
 tool="$CNB_LAYERS_DIR/tool"
 if [ -f "$tool/made" ]; then echo "the tool is there"; else
     mkdir -p "$tool/bin"
@@ -228,7 +228,7 @@ struct Members;
 #[async_trait]
 impl Authenticator for Members {
     async fn permits(&self, authorization: Option<&str>, _: Option<&str>, _: Action) -> Verdict {
-        let writer = format!("Basic {}", STANDARD.encode(format!("token:{WRITER}")));
+        let writer = format!("Basic {}", STANDARD.encode(WRITER));
         let known = [format!("Bearer {TOKEN}"), writer];
         match authorization {
             Some(header) if known.iter().any(|known| known == header) => Verdict::Allowed,
@@ -281,7 +281,7 @@ impl Upstream {
     }
 
     pub fn push(&self, image: &Image, repository: &str, tag: &str) {
-        let client = Client::new(&self.address.to_string(), WRITER).unwrap();
+        let client = Client::new(&self.address.to_string(), WRITER.split_once(':').unwrap().1).unwrap();
         let (config, manifest) = image.documents();
         let parsed: Manifest = serde_json::from_slice(&manifest).unwrap();
         self.runtime.block_on(async {
@@ -308,8 +308,9 @@ impl Upstream {
 }
 
 async fn token(headers: HeaderMap) -> Response {
-    let right = format!("Basic {}", STANDARD.encode(READER));
-    match headers.get(header::AUTHORIZATION).is_some_and(|header| header.as_bytes() == right.as_bytes()) {
+    let right = [READER, WRITER].map(|right| format!("Basic {}", STANDARD.encode(right)));
+    let given = headers.get(header::AUTHORIZATION).and_then(|header| header.to_str().ok());
+    match given.is_some_and(|given| right.iter().any(|right| right == given)) {
         true => axum::Json(json!({ "token": TOKEN })).into_response(),
         false => StatusCode::UNAUTHORIZED.into_response(),
     }
