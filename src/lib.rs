@@ -13,7 +13,7 @@
 //! A room is a noun of the product. Arrows go one way, and a test checks them:
 //!
 //! ```text
-//! cli → daemon → {api, edge} → {staging, apps, source} → {lifecycle, base, auth} → runtime → oci → {blob, store} → model
+//! cli → daemon → {api, edge} → {staging, apps, source} → builders → {lifecycle, base, auth} → runtime → oci → {blob, store} → model
 //! ```
 //!
 //! | room | what it is |
@@ -29,6 +29,7 @@
 //! | [`lifecycle`] | the platform side of Cloud Native Buildpacks |
 //! | [`buildpacks`] | the embedded buildpacks, written with libcnb |
 //! | [`base`] | base images from Debian packages |
+//! | [`builders`] | builder images of others, copied into the registry with their run images |
 //! | [`auth`] | users, passwords, tokens |
 //! | [`runtime`] | where things run: jobs of steps, and workloads; here the local sandbox |
 //! | [`launcher`] | the small program in every application image |
@@ -94,6 +95,7 @@ pub mod apps;
 pub mod auth;
 pub mod base;
 pub mod blob;
+pub mod builders;
 pub mod buildpacks;
 pub mod cli;
 pub mod config;

@@ -36,7 +36,7 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use self::phase::Failure;
+use self::phase::{CnbUser, Failure};
 pub use self::{
     build::{Built, build},
     detect::detect,
@@ -56,8 +56,9 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// The cause of a failure is cut here, in characters: foreign output may be in it, and a report has a limit.
 const MAX_CAUSE: usize = 8 << 10;
 
-/// Unpacks an archive into a folder, within limits of bytes and entries; returns how many entries and bytes there were.
-pub type Unpack = fn(archive: &Path, dest: &Path, max_bytes: u64, max_entries: u64) -> Unpacked;
+/// Unpacks an archive into a folder of the CNB user, within limits of bytes and entries; returns how many entries and
+/// bytes there were.
+pub type Unpack = fn(archive: &Path, dest: &Path, max_bytes: u64, max_entries: u64, owner: CnbUser) -> Unpacked;
 /// Entries and bytes, or what is wrong with the archive.
 pub type Unpacked = std::result::Result<(u64, u64), String>;
 

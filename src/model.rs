@@ -4,6 +4,7 @@
 //! malformed digest cannot exist. The room does no I/O and knows no other room.
 
 mod app;
+mod builder;
 mod digest;
 mod image;
 mod name;
@@ -13,12 +14,13 @@ mod staging;
 mod time;
 
 pub use app::{App, AppChange, Origin, Restart};
+pub use builder::{Builder, BuilderName, ImagePlace, InvalidBuilder};
 pub use digest::{Digest, InvalidDigest};
 pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
 pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, UserName};
 pub use release::{Release, ReleaseId, ReleaseState};
 pub use route::{InvalidRoute, Route};
-pub use staging::{AfterStaging, Basis, Phase, Staging, StagingState};
+pub use staging::{AfterStaging, Basis, BuilderImages, Phase, Staging, StagingState};
 pub use time::Timestamp;
 
 /// Environment of an application, as the user set it.

@@ -15,8 +15,8 @@ pub use archive::write_archive;
 pub use client::{Client, Error as ClientError};
 pub use layer::{Compression, Layer, LayerWriter};
 pub use manifest::{
-    CREATED, CREATED_SECONDS, ConfigFile, Descriptor, ExecutionConfig, History, Index, MEDIA_TYPE_CONFIG,
-    MEDIA_TYPE_INDEX, MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_TAR, MEDIA_TYPE_LAYER_ZSTD, MEDIA_TYPE_MANIFEST,
-    Manifest, RootFs, architecture,
+    CREATED, CREATED_SECONDS, ConfigFile, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, ExecutionConfig, History, Index,
+    MEDIA_TYPE_CONFIG, MEDIA_TYPE_INDEX, MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_TAR, MEDIA_TYPE_LAYER_ZSTD,
+    MEDIA_TYPE_MANIFEST, Manifest, RootFs, architecture,
 };
-pub use unpack::{Ownership, Unpacked, unpack_layer};
+pub use unpack::{Ownership, Unpacked, read_layer_file, unpack_layer};

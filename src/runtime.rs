@@ -180,6 +180,8 @@ pub enum StepUser {
     Root,
     /// [`CNB_ID`].
     Cnb,
+    /// The CNB user of an image that is not ours: neither is 0, and both are below 65,536.
+    Image { uid: u32, gid: u32 },
 }
 
 /// uid and gid of the CNB user in every base image.

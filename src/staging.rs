@@ -1,10 +1,12 @@
 //! From source to image: the queue and the journalled state machine of a staging, its tokens, its log.
 //!
 //! A staging is three jobs of the runtime: lay out and detect, then build, then export. Between
-//! the first and the second the base images for what was detected are made. Every state is in the
+//! the first and the second the base images for what was detected are made. With a third-party builder its images are
+//! copied first, and the second job detects as well. Every state is in the
 //! store before its work begins; a staging that a crash interrupted starts over, unless its image
 //! is already in the registry. A newer staging of an application supersedes an older one.
 
+mod ground;
 mod log;
 mod run;
 mod steps;
@@ -24,6 +26,7 @@ use crate::{
     auth::Auth,
     base::Bases,
     blob::SharedBlobs,
+    builders::Builders,
     model::{AfterStaging, App, AppName, Namespace, StageId, Staging, StagingState, Timestamp},
     oci::registry::Registry,
     runtime::{Limits, LogLine, SharedRuntime, Volumes},
@@ -55,6 +58,7 @@ pub struct Rooms {
     pub runtime: SharedRuntime,
     pub registry: Registry,
     pub bases: Arc<Bases>,
+    pub builders: Arc<Builders>,
     pub auth: Arc<Auth>,
 }
 
@@ -129,6 +133,7 @@ impl Stagings {
             source: source.digest,
             blob_uid: blob_uid.to_owned(),
             environment: app.environment.clone(),
+            builder: app.builder.clone(),
             created_at: Timestamp::now(),
             state: StagingState::Queued,
             image: None,
@@ -139,11 +144,14 @@ impl Stagings {
         };
         self.rooms.objects.create(&staging).await?;
         let (id, uid) = (staging.id.clone(), blob_uid.to_owned());
+        // What a push wants becomes true with its deployment; a staging for itself is all that there is to wait for.
+        let builder = (staging.then == AfterStaging::Nothing).then(|| staging.builder.clone());
         self.rooms
             .objects
             .modify::<App>(&Key::app(&app.namespace, &app.name), |app| {
                 app.stage_id = Some(id.clone());
                 app.blob_uid = Some(uid.clone());
+                app.builder = builder.clone().unwrap_or_else(|| app.builder.clone());
             })
             .await?;
         self.supersede(&staging);
@@ -311,7 +319,7 @@ impl Stagings {
             if leftovers == Leftovers::OfAnAttempt && dead {
                 stagings.discard(&id).await;
             }
-            run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, given_up }.drive().await;
+            run::Run { stagings: Arc::clone(&stagings), staging, log, cancel, given_up, builder: None }.drive().await;
             stagings.lock().remove(&id);
             let _ = end.send(true);
         });

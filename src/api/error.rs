@@ -161,6 +161,12 @@ impl From<model::InvalidName> for ApiError {
     }
 }
 
+impl From<model::InvalidBuilder> for ApiError {
+    fn from(error: model::InvalidBuilder) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
 impl From<model::InvalidRoute> for ApiError {
     fn from(error: model::InvalidRoute) -> Self {
         Self::bad_request(error.to_string())

@@ -33,6 +33,8 @@ pub(super) struct AppUpdateRequest {
     pub appchart: Option<String>,
     pub configurations: Option<Vec<String>>,
     pub settings: Option<BTreeMap<String, Value>>,
+    /// Ours: Epinio takes it with a staging only.
+    pub builderimage: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -47,6 +49,8 @@ pub(super) struct StageRequest {
     pub app: AppRef,
     #[serde(default)]
     pub blobuid: Option<String>,
+    #[serde(default)]
+    pub builderimage: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,6 +103,7 @@ impl AppUpdateRequest {
             unset_environment: Vec::new(),
             routes: self.routes.map(|routes| routes.iter().map(|route| parse_route(route)).collect()).transpose()?,
             appchart,
+            builder: self.builderimage.as_deref().map(str::parse).transpose()?,
             restart: if self.restart.unwrap_or(true) { Restart::Now } else { Restart::Later },
         })
     }
@@ -164,7 +169,7 @@ pub(super) async fn app(state: &ApiState, app: &App) -> Result<Value, ApiError> 
             "appchart": app.appchart.as_deref().unwrap_or(STANDARD),
         },
         "origin": origin_json(&app.origin),
-        "staging": {},
+        "staging": { "builder": app.builder.to_string() },
         "stagingstatus": staging_status,
         "status": shown,
         "statusmessage": failed.unwrap_or_default(),

@@ -37,8 +37,12 @@ pub(super) async fn stage(
     Path(path): Path<(String, String)>,
     Body(request): Body<StageRequest>,
 ) -> Result<Json<Value>, ApiError> {
-    let app = find(&state, &path).await?;
+    let mut app = find(&state, &path).await?;
     same(&request.app, &path)?;
+    // An empty one is the application's own, as Epinio has it.
+    if let Some(builder) = request.builderimage.filter(|builder| !builder.is_empty()) {
+        app.builder = builder.parse()?;
+    }
     let nothing = || ApiError::bad_request("request didn't provide a blobUID and a previous one doesn't exist");
     let blob = request.blobuid.filter(|uid| !uid.is_empty()).or_else(|| app.blob_uid.clone()).ok_or_else(nothing)?;
     let staging = state.stagings.start(&app, &blob, AfterStaging::Nothing).await?;

@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::{
-    model::{AfterStaging, Digest, Environment, Staging, StagingState, Timestamp},
+    model::{AfterStaging, Builder, Digest, Environment, Staging, StagingState, Timestamp},
     store::DiskStore,
 };
 
@@ -32,6 +32,7 @@ impl House {
             source: Digest::of(b"source"),
             blob_uid: String::new(),
             environment: Environment::new(),
+            builder: Builder::Embedded,
             created_at: Timestamp::now(),
             state: StagingState::Building,
             image: None,

@@ -22,10 +22,9 @@ pub struct Lifecycle {
 impl Lifecycle {
     pub fn run(self) -> ExitCode {
         let hooks = Hooks {
-            unpack: |archive, dest, max_unpacked_bytes, max_entries| {
+            unpack: |archive, dest, max_unpacked_bytes, max_entries, user| {
                 let limits = source::Limits { max_unpacked_bytes, max_entries, ..source::Limits::default() };
-                let owner =
-                    nix::unistd::Uid::effective().is_root().then_some((crate::runtime::CNB_ID, crate::runtime::CNB_ID));
+                let owner = nix::unistd::Uid::effective().is_root().then_some((user.uid, user.gid));
                 source::unpack(archive, dest, limits, owner).map_err(|error| crate::telemetry::chain(&error))
             },
             install_buildpacks: buildpacks::install,

@@ -20,7 +20,7 @@ use super::{
     ui::{Ui, print},
 };
 use crate::{
-    model::{AppName, EnvName, Namespace, Route},
+    model::{AppName, Builder, EnvName, Namespace, Route},
     source::pack,
 };
 
@@ -38,6 +38,7 @@ Examples:
   epiniod push --path ./shop --instances 2         two instances
   epiniod push --path shop.tar.gz --name shop      an archive: tar, gz, xz, bz2, zst, zip
   epiniod push --route shop.example.com/api        at a route of its own
+  epiniod push --builder heroku/builder:24         with a builder image of others, from now on
 
 Without epiniod: curl -u USER:PASSWORD -T shop.tar.gz URL/push/NAMESPACE/NAME";
 
@@ -69,6 +70,9 @@ pub struct Wishes {
     /// Route, HOST or HOST/PATH; may be given several times [default: NAME.DOMAIN]
     #[arg(long, short, value_name = "ROUTE")]
     pub route: Vec<Route>,
+    /// Builder image, or oci:/FOLDER on the daemon's machine; 'default' is the embedded one [default: the application's last]
+    #[arg(long, alias = "builder-image", value_name = "IMAGE")]
+    pub builder: Option<Builder>,
 }
 
 fn parse_env(text: &str) -> Result<(EnvName, String), String> {
@@ -285,6 +289,7 @@ fn query(wishes: &Wishes, path: &Path) -> String {
     pairs.extend(wishes.instances.map(|instances| format!("instances={instances}")));
     pairs.extend(wishes.env.iter().map(|(name, value)| format!("env={}", encode(&format!("{name}={value}")))));
     pairs.extend(wishes.route.iter().map(|route| format!("route={}", encode(&route.to_string()))));
+    pairs.extend(wishes.builder.iter().map(|builder| format!("builder={}", encode(&builder.to_string()))));
     format!("?{}", pairs.join("&"))
 }
 

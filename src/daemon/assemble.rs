@@ -22,6 +22,7 @@ use crate::{
     auth::Auth,
     base::{Bases, Options, Publish},
     blob::SharedBlobs,
+    builders::Builders,
     buildpacks,
     config::Config,
     edge::Edge,
@@ -46,6 +47,8 @@ pub(super) struct House {
     garbage: Arc<Garbage>,
 }
 
+/// Credentials for registries of others, in the data directory.
+const CREDENTIALS: &str = "registries.json";
 /// The bundles that programs look into; they are mounted over with the authorities for builds.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const BUNDLE_VARIABLES: [&str; 6] =
@@ -80,6 +83,8 @@ impl House {
         let publisher = Arc::new(Publisher(registry.clone()));
         let options = Options::new(&config.data_dir, config.mirrors.clone());
         let bases = Arc::new(Bases::new(options, Arc::clone(&blobs), objects.clone(), publisher));
+        let credentials = config.data_dir.join(CREDENTIALS);
+        let builders = Arc::new(Builders::new(registry.clone(), Arc::clone(&blobs), credentials));
         let sources = Arc::new(Sources::new(objects.clone(), Arc::clone(&blobs), config.sources));
         let rooms = Rooms {
             objects: objects.clone(),
@@ -87,6 +92,7 @@ impl House {
             runtime: Arc::clone(&runtime),
             registry: registry.clone(),
             bases: Arc::clone(&bases),
+            builders: Arc::clone(&builders),
             auth: Arc::clone(&auth),
         };
         let stagings = Stagings::new(rooms, staging_settings(config, registry_address));
@@ -107,7 +113,8 @@ impl House {
         };
         let router = api::router(state.clone(), control_routes(control));
         let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone()));
-        let garbage = Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, sources });
+        let garbage =
+            Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, builders, sources });
         let reports = reports.map(|store| Reports::new(store, Arc::clone(&apps)));
         Ok(Self { apps, stagings, edge, reports, registry, auth, api: state, garbage })
     }

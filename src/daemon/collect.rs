@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     base::{self, Bases},
     blob::SharedBlobs,
+    builders::{self, Builders},
     model::{
         App, AppName, Digest, ImageName, Namespace, Release, SYSTEM_REPOSITORY, StageId, Staging, StagingState,
         Timestamp,
@@ -26,6 +27,8 @@ const GRACE: i64 = 3600;
 const UPLOAD_LIFETIME: i64 = 24 * 3600;
 /// Bases that were made or used within this time are kept, in seconds.
 const BASE_LIFETIME: i64 = 7 * 24 * 3600;
+/// The same for copies of builders and their run images, which are much larger than what is made of them.
+const BUILDER_LIFETIME: i64 = 7 * 24 * 3600;
 const PAGE: usize = 1000;
 
 /// What a collection looks through.
@@ -35,6 +38,7 @@ pub(super) struct Garbage {
     pub registry: Registry,
     pub runtime: SharedRuntime,
     pub bases: Arc<Bases>,
+    pub builders: Arc<Builders>,
     pub sources: Arc<Sources>,
 }
 
@@ -68,6 +72,7 @@ impl Garbage {
         self.forget_stagings().await?;
         self.forget_images().await?;
         self.forget_bases(now - BASE_LIFETIME).await?;
+        self.forget_builders(now - BUILDER_LIFETIME).await?;
 
         let uploads = self.uploads_in_use().await?;
         let old = Timestamp::from_second(now - UPLOAD_LIFETIME);
@@ -86,10 +91,10 @@ impl Garbage {
         for image in made.filter_map(|staging| staging.image).chain(images.iter().cloned()) {
             keep.extend(self.registry.parts(&image.digest).await?);
         }
-        // A build may be standing on any of the bases.
-        for tag in self.registry.tags(base::REPOSITORY).await? {
-            let found = self.registry.resolve(base::REPOSITORY, &tag).await?;
-            images.extend(found.map(|digest| ImageName::new(base::REPOSITORY, digest)));
+        // A build may be standing on any of the bases and builders.
+        for repository in [base::REPOSITORY, builders::BUILDERS, builders::RUN_IMAGES] {
+            let tags = self.registry.tagged(repository).await?;
+            images.extend(tags.into_iter().map(|(_, digest, _)| ImageName::new(repository, digest)));
         }
         self.runtime.collect(&images).await?;
         self.blobs.tidy().await?;
@@ -152,6 +157,14 @@ impl Garbage {
             }
         }
         Ok(())
+    }
+
+    /// Copies of builders that no staging that is kept was made with.
+    async fn forget_builders(&self, before: i64) -> Result<(), Failure> {
+        let stagings = self.all::<Staging>().await?.into_iter();
+        let images = stagings.filter_map(|staging| staging.basis?.images);
+        let in_use = images.flat_map(|images| [images.build.digest, images.run.digest]).collect();
+        Ok(self.builders.expire(&in_use, Timestamp::from_second(before)).await?)
     }
 
     /// By their uids: what applications were last made of, and what stagings are made of.
@@ -277,7 +290,9 @@ mod tests {
             let bases = Arc::new(Bases::new(options, Arc::clone(&blobs), objects.clone(), Arc::new(Nobody)));
             let sources = Arc::new(Sources::new(objects.clone(), Arc::clone(&blobs), crate::source::Limits::default()));
             let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
-            let garbage = Garbage { objects, blobs, registry, runtime: Arc::new(Idle), bases, sources };
+            let builders = Builders::new(registry.clone(), Arc::clone(&blobs), dir.path().join("registries.json"));
+            let builders = Arc::new(builders);
+            let garbage = Garbage { objects, blobs, registry, runtime: Arc::new(Idle), bases, builders, sources };
             Self { dir, garbage }
         }
 

@@ -11,10 +11,11 @@ use serde::Serialize;
 use super::{
     Context as _, Dirs, Error, Result,
     buildpack::Buildpack,
+    detect::detect,
     env::{Env, Variables},
     escape,
     layers::{self, Layer, RESERVED},
-    phase::{Build, BuildpackRef},
+    phase::{Build, BuildpackRef, Detected},
     processes::Processes,
     read_toml, sbom,
     types::{BuildToml, BuildpackPlan, Group, GroupElement, LaunchToml, Metadata, Plan, PlanEntry},
@@ -28,13 +29,13 @@ const BUILDPACK_WRONG: i32 = 52;
 #[derive(Debug, Default, Serialize)]
 pub struct Built {
     pub processes: Vec<String>,
+    /// What was detected, if that was asked for.
+    pub detected: Option<Detected>,
 }
 
-/// Runs the group, which it detects where nobody has; leaves `config/metadata.toml`.
+/// Runs the group, which is found first when nobody was asked before; leaves `config/metadata.toml`.
 pub fn build(dirs: &Dirs, input: &Build, variables: &Variables) -> Result<Built> {
-    if let Some(input) = &input.detect {
-        super::detect(dirs, input, variables)?;
-    }
+    let detected = input.detect.as_ref().map(|input| detect(dirs, input, variables)).transpose()?;
     println!("===> BUILDING");
     let group: Group = read_toml(&dirs.layers.join("group.toml"), BUILDPACK_WRONG)?.unwrap_or_default();
     let mut plan: Plan = read_toml(&dirs.layers.join("plan.toml"), BUILDPACK_WRONG)?.unwrap_or_default();
@@ -72,7 +73,8 @@ pub fn build(dirs: &Dirs, input: &Build, variables: &Variables) -> Result<Built>
     fs::create_dir_all(&config).context(BUILDPACK_WRONG, || format!("creating {}", config.display()))?;
     let path = config.join("metadata.toml");
     fs::write(&path, metadata.to_toml()).context(BUILDPACK_WRONG, || format!("writing {}", path.display()))?;
-    Ok(Built { processes: metadata.processes.into_iter().map(|process| process.r#type).collect() })
+    let processes = metadata.processes.into_iter().map(|process| process.r#type).collect();
+    Ok(Built { processes, detected })
 }
 
 /// Runs one buildpack, and takes what it met out of the plan.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{Digest, ImageName},
-    oci::{CREATED, Client, Compression, ConfigFile, Descriptor, ExecutionConfig, RootFs},
+    oci::{CREATED, Client, ConfigFile, Descriptor, ExecutionConfig, RootFs},
     telemetry,
 };
 
@@ -38,7 +38,7 @@ pub(super) async fn save_cache(
     };
     let last = Image::find(client, last.as_ref(), warnings).await.map(|image| image.without(&Lost::read(dirs)));
     let known: CacheMetadata = last.as_ref().map(|image| image.label(CACHE, warnings)).unwrap_or_default();
-    let layers = Layers::new(client, &input.cache_repository, Compression::Zstd, input.max_bytes);
+    let layers = Layers::new(client, &input.cache_repository, input);
     let mut writer =
         CacheWriter { input, layers, last: last.as_ref(), pushed, blobs: Vec::new(), diff_ids: Vec::new() };
     let mut written = CacheMetadata::default();

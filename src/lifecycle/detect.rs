@@ -1,14 +1,14 @@
 //! Detect: the buildpacks are asked, group by group.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Dirs, Error, Result,
+    Context as _, Dirs, Error, Result,
     buildpack::{Answer, Buildpack},
     env::Variables,
-    phase::{BuildpackRef, Detect, Detected, PackageRequest},
+    phase::{BuildpackRef, Detect, Detected, PackageRequest, Target},
     plan::{Candidate, resolve},
-    read_toml,
+    read_foreign, read_toml,
     types::{Group, GroupElement, Order, OrderElement, OrderGroup, Plan},
     write_toml,
 };
@@ -21,6 +21,7 @@ const DETECT_FAILED: i32 = 22;
 const MAX_DEPTH: usize = 16;
 /// The name under which Debian packages are required.
 const DEBIAN: &str = "debian";
+const OS_RELEASE: &str = "/etc/os-release";
 
 /// A group that takes part, and its plan.
 type Found = (Vec<GroupElement>, Plan);
@@ -30,7 +31,8 @@ type Key = (String, String);
 /// Finds the first group whose buildpacks take part; leaves `group.toml` and `plan.toml`.
 pub fn detect(dirs: &Dirs, input: &Detect, variables: &Variables) -> Result<Detected> {
     println!("===> DETECTING");
-    let order: Order = read_toml(&dirs.cnb.join("order.toml"), DETECT_FAILED)?.unwrap_or_default();
+    let order = read_order(dirs, input)?;
+    let input = &Detect { target: complete(input.target.clone(), Path::new(OS_RELEASE)), ..input.clone() };
     let mut buildpacks = BTreeMap::new();
     open_all(dirs, &order.order, &mut buildpacks)?;
     let mut walk = Walk { dirs, input, variables, buildpacks, asked: BTreeMap::new(), failed: None, unresolved: None };
@@ -38,6 +40,41 @@ pub fn detect(dirs: &Dirs, input: &Detect, variables: &Variables) -> Result<Dete
         Some((group, plan)) => found(dirs, group, &plan),
         None => Err(walk.nobody()),
     }
+}
+
+/// The builder's own order; where its image has no such file, that of its label.
+fn read_order(dirs: &Dirs, input: &Detect) -> Result<Order> {
+    let path = dirs.cnb.join("order.toml");
+    if let Some(order) = read_toml(&path, DETECT_FAILED)? {
+        return Ok(order);
+    }
+    let Some(label) = &input.order else {
+        let builder = input.builder.as_deref().unwrap_or("embedded");
+        let cause = format!("builder {builder} says nowhere which buildpacks it has: {} is not there", path.display());
+        return Err(Error::new(DETECT_FAILED, cause));
+    };
+    let order = serde_json::from_value(label.clone());
+    order.map(|order| Order { order }).context(DETECT_FAILED, || "reading the order in the builder's label".to_owned())
+}
+
+/// What the labels of a builder do not say of its distribution the image itself does.
+fn complete(target: Target, os_release: &Path) -> Target {
+    if !target.distro_name.is_empty() {
+        return target;
+    }
+    let text = read_foreign_link(os_release).unwrap_or_default();
+    let value = |key: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once('='));
+        lines.find(|(name, _)| *name == key).map(|(_, value)| value.trim_matches(['"', '\'']).to_owned())
+    };
+    let (name, version) = (value("ID").unwrap_or_default(), value("VERSION_ID").unwrap_or_default());
+    Target { distro_name: name, distro_version: version, ..target }
+}
+
+/// `/etc/os-release` is a link in most distributions.
+fn read_foreign_link(path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    read_foreign(&path, DETECT_FAILED).ok().flatten()
 }
 
 /// Opens every buildpack that an order refers to, before any is asked.
@@ -204,6 +241,13 @@ impl Walk<'_> {
             let cause = format!(
                 "the buildpacks {names} take this source, but what one of them requires no other provides, or the other way round; \
                  what they print above says what they want"
+            );
+            return Error::new(NOBODY_DETECTED, cause);
+        }
+        if let Some(builder) = &self.input.builder {
+            let cause = format!(
+                "no buildpack of builder {builder} takes this source; push the folder that they look for, or choose another \
+                 builder with --builder ('default' is the embedded one)"
             );
             return Error::new(NOBODY_DETECTED, cause);
         }

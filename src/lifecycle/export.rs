@@ -56,8 +56,9 @@ pub async fn export_to(dirs: &Dirs, input: &Export, client: &Client) -> Result<E
     add_own(dirs, &mut writer, &metadata, &known, &mut record).await?;
     let top = run_image.config.rootfs.diff_ids.last().map(Digest::to_string).unwrap_or_default();
     let base = input.run_image.to_string();
-    record.run_image = RunImage { top_layer: top, reference: base.clone(), image: base.clone() };
-    record.stack = Stack { run_image: StackImage { image: base } };
+    let name = input.run_image_name.clone().unwrap_or_else(|| base.clone());
+    record.run_image = RunImage { top_layer: top, reference: base, image: name.clone() };
+    record.stack = Stack { run_image: StackImage { image: name } };
     let (added, reused) = (writer.added, writer.reused);
     let pushed = std::mem::take(&mut writer.pushed);
     let digest = writer.finish(&record, &metadata).await?;

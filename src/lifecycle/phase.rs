@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     model::{Digest, ImageName},
     oci::Compression,
+    runtime::CNB_ID,
 };
 
 /// Where every phase finds its JSON input.
@@ -17,6 +18,28 @@ pub const INPUT: &str = "/run/epiniod/phase.json";
 pub const REPORT: &str = "/run/epiniod/out/report.json";
 /// Where a phase that talks to the registry finds its token (not the build).
 pub const TOKEN: &str = "/run/epiniod/token";
+
+/// The CNB user of a build: whose files are in its volumes and in the layers that are made of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CnbUser {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl CnbUser {
+    /// That of every base image of ours.
+    pub const EMBEDDED: Self = Self { uid: CNB_ID, gid: CNB_ID };
+}
+
+/// Where the buildpacks of a build come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Buildpacks {
+    /// `prepare` lays them out in the volume `/cnb`.
+    Embedded,
+    /// The image that the build runs on has them, and there is no such volume.
+    OfTheImage,
+}
 
 /// `prepare`: lay out the volumes: source in `/workspace`, platform directory, embedded buildpacks
 /// in `/cnb`, what was cached in `/layers`. Runs as root of its sandbox; what it writes belongs to the CNB user.
@@ -36,6 +59,8 @@ pub struct Prepare {
     /// The image of the last successful staging, for reuse of layers.
     pub previous: Option<ImageName>,
     pub cache: Option<ImageName>,
+    pub buildpacks: Buildpacks,
+    pub user: CnbUser,
 }
 
 /// The report of `prepare`.
@@ -51,6 +76,10 @@ pub struct Prepared {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Detect {
     pub target: Target,
+    /// The third-party builder that is asked; none is the embedded one.
+    pub builder: Option<String>,
+    /// Its order as its labels have it, for an image without `/cnb/order.toml`.
+    pub order: Option<serde_json::Value>,
 }
 
 /// The report of `detect`.
@@ -83,7 +112,7 @@ pub struct Build {
     /// Variables that every buildpack gets, also one that wants no `/platform/env`, which wins: proxies and
     /// certificate bundles. They reach the build and never the image.
     pub build_environment: BTreeMap<String, String>,
-    /// Detect first, in the same place: where no other step did.
+    /// Given when nobody was asked before: then it detects first, as the same user on the same image.
     #[serde(default)]
     pub detect: Option<Detect>,
 }
@@ -97,6 +126,9 @@ pub struct Export {
     pub tag: String,
     /// What the application layers are put on.
     pub run_image: ImageName,
+    /// What its builder calls the run image, if that is not its name in the registry: what later rebases look for.
+    pub run_image_name: Option<String>,
+    pub user: CnbUser,
     pub previous: Option<ImageName>,
     pub cache_repository: String,
     pub compression: Compression,

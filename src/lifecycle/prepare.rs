@@ -19,12 +19,12 @@ use super::{
     escape,
     image::{Image, Lost, connect},
     metadata::{BuildpackLayers, CACHE, CacheMetadata, LIFECYCLE, LayerMetadata, LifecycleMetadata, Sha, find},
-    phase::{Prepare, Prepared},
+    phase::{Buildpacks, CnbUser, Prepare, Prepared},
     rooted, sbom,
 };
 use crate::{
     oci::{Client, Descriptor, Ownership, tree::remove_tree, unpack_layer},
-    runtime::{CNB_ID, OWN_BINARY},
+    runtime::OWN_BINARY,
 };
 
 /// How much of a restored layer may be between network and disk, in bytes.
@@ -36,13 +36,17 @@ const CERTIFICATES: &str = "ca-certificates";
 
 pub(super) fn prepare(dirs: &Dirs, root: &Path, input: &Prepare, hooks: &Hooks) -> Result<Prepared> {
     let source = rooted(root, Path::new(&input.source));
-    let unpacked = (hooks.unpack)(&source, &dirs.app, input.max_bytes, input.max_entries);
+    let unpacked = (hooks.unpack)(&source, &dirs.app, input.max_bytes, input.max_entries, input.user);
     let (entries, bytes) =
         unpacked.map_err(|cause| Error::new(1, format!("the source cannot be unpacked: {cause}")))?;
+    own(&dirs.app, input.user)?;
+    own(&dirs.layers, input.user)?;
     lay_out_platform(dirs, input)?;
-    // Outside of a sandbox this program is where it was started.
-    let own = if root == Path::new("/") { OWN_BINARY } else { "/proc/self/exe" };
-    (hooks.install_buildpacks)(&dirs.cnb, own).context(1, || "laying out the buildpacks".to_owned())?;
+    if input.buildpacks == Buildpacks::Embedded {
+        // Outside of a sandbox this program is where it was started.
+        let own = if root == Path::new("/") { OWN_BINARY } else { "/proc/self/exe" };
+        (hooks.install_buildpacks)(&dirs.cnb, own).context(1, || "laying out the buildpacks".to_owned())?;
+    }
     let mut prepared = Prepared { entries, bytes, warnings: Vec::new() };
     if input.previous.is_some() || input.cache.is_some() {
         let (runtime, client) = connect(&input.registry.address)?;
@@ -81,24 +85,30 @@ pub async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>) -> Resu
     let mut of_cache: CacheMetadata = cache.as_ref().map(|image| image.label(CACHE, &mut warnings)).unwrap_or_default();
     keep_safe(&mut of_app.buildpacks);
     keep_safe(&mut of_cache.buildpacks);
-    let mut restoring = Restoring { dirs, client, at_once: Arc::new(Semaphore::new(AT_ONCE)), pending: JoinSet::new() };
+    let mut restoring = Restoring {
+        dirs,
+        client,
+        user: input.user,
+        at_once: Arc::new(Semaphore::new(AT_ONCE)),
+        pending: JoinSet::new(),
+    };
     restoring.start_sbom(previous.as_ref(), of_app.sbom);
     restoring.start_sbom(cache.as_ref(), of_cache.sbom);
     for buildpack in &of_app.buildpacks {
-        let folder = own_folder(dirs, &buildpack.key)?;
+        let folder = own_folder(dirs, &buildpack.key, input.user)?;
         if let Some(store) = &buildpack.store {
-            write_owned(&folder.join("store.toml"), store)?;
+            write_owned(&folder.join("store.toml"), store, input.user)?;
         }
         for (name, layer) in &buildpack.layers {
             let types = layer.types;
             let in_cache = find(&of_cache.buildpacks, &buildpack.key, name).is_some_and(|cached| cached.types.cache);
             if types.launch && (!types.build || types.cache) && (!types.cache || in_cache) {
-                write_metadata(&folder, name, layer)?;
+                write_metadata(&folder, name, layer, input.user)?;
             }
         }
     }
     for buildpack in &of_cache.buildpacks {
-        let folder = own_folder(dirs, &buildpack.key)?;
+        let folder = own_folder(dirs, &buildpack.key, input.user)?;
         for (name, layer) in buildpack.layers.iter().filter(|(_, layer)| layer.types.cache) {
             let newer = find(&of_app.buildpacks, &buildpack.key, name).filter(|_| layer.types.launch);
             if newer.is_some_and(|newer| newer.sha != layer.sha) {
@@ -106,7 +116,7 @@ pub async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>) -> Resu
                 let _ = fs::remove_file(folder.join(format!("{name}.toml")));
                 continue;
             }
-            write_metadata(&folder, name, newer.unwrap_or(layer))?;
+            write_metadata(&folder, name, newer.unwrap_or(layer), input.user)?;
             if let Some((image, blob)) = cache.as_ref().and_then(|image| Some((image, image.layer(&layer.sha)?))) {
                 let what = format!("layer '{name}' of {}", buildpack.key);
                 restoring.start(image, blob, Some(folder.join(name)), what);
@@ -117,7 +127,7 @@ pub async fn restore(dirs: &Dirs, input: &Prepare, client: &Arc<Client>) -> Resu
     for (kind, buildpacks) in [("launch", &of_app.buildpacks), ("cache", &of_cache.buildpacks)] {
         for (buildpack, name) in buildpacks.iter().flat_map(|of| of.layers.keys().map(move |name| (of, name))) {
             if dirs.layers.join(escape(&buildpack.key)).join(format!("{name}.toml")).exists() {
-                sbom::lay_back(dirs, kind, &buildpack.key, name)?;
+                sbom::lay_back(dirs, kind, &buildpack.key, name, input.user)?;
             }
         }
     }
@@ -134,6 +144,7 @@ fn keep_safe(buildpacks: &mut Vec<BuildpackLayers>) {
 struct Restoring<'a> {
     dirs: &'a Dirs,
     client: &'a Arc<Client>,
+    user: CnbUser,
     at_once: Arc<Semaphore>,
     pending: JoinSet<Restored>,
 }
@@ -156,10 +167,10 @@ impl Restoring<'_> {
     fn start(&mut self, image: &Image, blob: &Descriptor, place: Option<PathBuf>, what: String) {
         let (client, repository, blob) = (Arc::clone(self.client), image.name.repository.clone(), blob.clone());
         let root = self.dirs.layers.parent().unwrap_or(Path::new("/")).to_owned();
-        let at_once = Arc::clone(&self.at_once);
+        let (at_once, user) = (Arc::clone(&self.at_once), self.user);
         self.pending.spawn(async move {
             let _turn = at_once.acquire_owned().await;
-            let result = unpack(&client, &repository, blob.clone(), root).await;
+            let result = unpack(&client, &repository, blob.clone(), root, user).await;
             Restored { blob, place, what, result }
         });
     }
@@ -183,11 +194,12 @@ impl Restoring<'_> {
     }
 }
 
-/// From the registry to the disk, without a copy in between.
-async fn unpack(client: &Client, repository: &str, blob: Descriptor, root: PathBuf) -> Result<()> {
+/// From the registry to the disk, without a copy in between. Whoever built it then, it is this build's user's now.
+async fn unpack(client: &Client, repository: &str, blob: Descriptor, root: PathBuf, user: CnbUser) -> Result<()> {
     let (reader, writer) = tokio::io::duplex(PIPE);
     let media_type = blob.media_type.clone();
-    let ownership = if Uid::effective().is_root() { Ownership::AsInLayer } else { Ownership::Ignore };
+    let is_root = Uid::effective().is_root();
+    let ownership = if is_root { Ownership::Of(user.uid, user.gid) } else { Ownership::Ignore };
     let bridge = SyncIoBridge::new(reader);
     // The runtime watches what a step writes.
     let unpack = move || unpack_layer(bridge, &media_type, &root, ownership, u64::MAX);
@@ -199,18 +211,18 @@ async fn unpack(client: &Client, repository: &str, blob: Descriptor, root: PathB
 }
 
 /// Only `[metadata]`: whether the layer is used again is the buildpack's decision.
-fn write_metadata(folder: &Path, name: &str, layer: &LayerMetadata) -> Result<()> {
+fn write_metadata(folder: &Path, name: &str, layer: &LayerMetadata, user: CnbUser) -> Result<()> {
     let metadata = layer.data.clone().unwrap_or_else(|| serde_json::json!({}));
-    write_owned(&folder.join(format!("{name}.toml")), &serde_json::json!({ "metadata": metadata }))
+    write_owned(&folder.join(format!("{name}.toml")), &serde_json::json!({ "metadata": metadata }), user)
 }
 
 /// A file that the build may change.
-fn write_owned(path: &Path, value: &serde_json::Value) -> Result<()> {
+fn write_owned(path: &Path, value: &serde_json::Value, user: CnbUser) -> Result<()> {
     let doing = || format!("writing {}", path.display());
     let table = without_nulls(value.clone());
     let text = toml::to_string(&table).context(1, doing)?;
     fs::write(path, text).context(1, doing)?;
-    own(path)
+    own(path, user)
 }
 
 /// TOML has no null.
@@ -228,18 +240,18 @@ fn without_nulls(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-fn own_folder(dirs: &Dirs, id: &str) -> Result<PathBuf> {
+fn own_folder(dirs: &Dirs, id: &str, user: CnbUser) -> Result<PathBuf> {
     let folder = dirs.layers.join(escape(id));
     fs::create_dir_all(&folder).context(1, || format!("creating {}", folder.display()))?;
-    own(&folder)?;
+    own(&folder, user)?;
     Ok(folder)
 }
 
 /// Gives a file to the user of the build.
-pub(super) fn own(path: &Path) -> Result<()> {
+pub(super) fn own(path: &Path, user: CnbUser) -> Result<()> {
     if !Uid::effective().is_root() {
         return Ok(());
     }
-    std::os::unix::fs::chown(path, Some(CNB_ID), Some(CNB_ID))
+    std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
         .context(1, || format!("changing the owner of {}", path.display()))
 }

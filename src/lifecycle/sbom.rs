@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Context as _, Dirs, Error, Result, escape, layers::Layer, open_foreign, prepare::own, types::GroupElement,
+    Context as _, Dirs, Error, Result, escape, layers::Layer, open_foreign, phase::CnbUser, prepare::own,
+    types::GroupElement,
 };
 use crate::oci::tree::remove_tree;
 
@@ -88,12 +89,12 @@ pub(super) fn collect(dirs: &Dirs, found: &[Sbom], code: i32) -> Result<()> {
 
 /// Lays what was collected for a layer (`kind` is `launch` or `cache`) back beside it: a buildpack that uses the layer
 /// again does not write it again.
-pub(super) fn lay_back(dirs: &Dirs, kind: &str, id: &str, layer: &str) -> Result<()> {
+pub(super) fn lay_back(dirs: &Dirs, kind: &str, id: &str, layer: &str, user: CnbUser) -> Result<()> {
     let collected = dirs.layers.join("sbom").join(kind).join(escape(id)).join(layer);
     for (end, _) in FORMATS {
         let place = dirs.layers.join(escape(id)).join(format!("{layer}.sbom.{end}"));
         if copy(&collected.join(format!("sbom.{end}")), &place, 1)? {
-            own(&place)?;
+            own(&place, user)?;
         }
     }
     Ok(())

@@ -15,11 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::phase::CnbUser;
 use crate::oci::CREATED_SECONDS;
 
 const BLOCK: usize = 512;
-/// uid and gid of what a build made.
-const OWNER: u64 = 1000;
+const ROOT: CnbUser = CnbUser { uid: 0, gid: 0 };
 
 /// Whose an entry is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,12 +39,14 @@ enum Entry<'a> {
 pub(super) struct Sink<'a> {
     out: &'a mut dyn Write,
     left: u64,
+    /// Whose everything is that a build made.
+    user: CnbUser,
 }
 
 impl<'a> Sink<'a> {
     /// `left` is how many bytes may be written.
-    pub fn new(out: &'a mut dyn Write, left: u64) -> Self {
-        Self { out, left }
+    pub fn new(out: &'a mut dyn Write, left: u64, user: CnbUser) -> Self {
+        Self { out, left, user }
     }
 
     fn reserve(&mut self, size: u64) -> io::Result<()> {
@@ -115,7 +117,7 @@ pub(super) fn links(out: &mut Sink<'_>, names: &[String], target: &str) -> io::R
 }
 
 /// Every folder above a name but the root, outermost first.
-fn parents(out: &mut dyn Write, name: &str, owner: Owner) -> io::Result<()> {
+fn parents(out: &mut Sink<'_>, name: &str, owner: Owner) -> io::Result<()> {
     for (slash, _) in name.match_indices('/').skip(1) {
         header(out, &name.as_bytes()[..slash], 0o755, owner, &Entry::Folder)?;
     }
@@ -167,7 +169,7 @@ fn plain(out: &mut Sink<'_>, file: File, size: u64, name: &[u8], mode: u32) -> i
     pad(out, size)
 }
 
-fn header(out: &mut dyn Write, name: &[u8], mode: u32, owner: Owner, entry: &Entry<'_>) -> io::Result<()> {
+fn header(out: &mut Sink<'_>, name: &[u8], mode: u32, owner: Owner, entry: &Entry<'_>) -> io::Result<()> {
     let (kind, size, link): (u8, u64, &[u8]) = match entry {
         Entry::File { size } => (b'0', *size, b""),
         Entry::Folder => (b'5', 0, b""),
@@ -187,17 +189,17 @@ fn header(out: &mut dyn Write, name: &[u8], mode: u32, owner: Owner, entry: &Ent
         if is_large {
             record(&mut records, "size", size.to_string().as_bytes());
         }
-        let mut pax = block(&pax_name(name), b"", 0, 0, 0, records.len() as u64, b'x', b"", false);
+        let mut pax = block(&pax_name(name), b"", 0, ROOT, 0, records.len() as u64, b'x', b"", false);
         checksum(&mut pax);
         out.write_all(&pax)?;
         out.write_all(&records)?;
         pad(out, records.len() as u64)?;
     }
-    let id = if owner == Owner::Cnb { OWNER } else { 0 };
+    let ids = if owner == Owner::Cnb { out.user } else { ROOT };
     let shortened = stripped(name);
     let (prefix, rest) = split.filter(|_| !pax).unwrap_or((b"", &shortened));
     let shown = if is_large { 0 } else { size };
-    let mut block = block(rest, prefix, mode, id, CREATED_SECONDS, shown, kind, &stripped(link), true);
+    let mut block = block(rest, prefix, mode, ids, CREATED_SECONDS, shown, kind, &stripped(link), true);
     checksum(&mut block);
     out.write_all(&block)
 }
@@ -207,7 +209,7 @@ fn block(
     name: &[u8],
     prefix: &[u8],
     mode: u32,
-    id: u64,
+    ids: CnbUser,
     mtime: u64,
     size: u64,
     kind: u8,
@@ -218,8 +220,8 @@ fn block(
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, name);
     put(100, format!("{mode:07o}\0").as_bytes());
-    put(108, format!("{id:07o}\0").as_bytes());
-    put(116, format!("{id:07o}\0").as_bytes());
+    put(108, format!("{:07o}\0", ids.uid).as_bytes());
+    put(116, format!("{:07o}\0", ids.gid).as_bytes());
     put(124, format!("{size:011o}\0").as_bytes());
     put(136, format!("{mtime:011o}\0").as_bytes());
     put(156, &[kind]);
@@ -298,7 +300,7 @@ mod tests {
 
     fn bytes(write: impl FnOnce(&mut Sink<'_>) -> io::Result<()>) -> Vec<u8> {
         let mut bytes = Vec::new();
-        write(&mut Sink::new(&mut bytes, u64::MAX)).unwrap();
+        write(&mut Sink::new(&mut bytes, u64::MAX, CnbUser::EMBEDDED)).unwrap();
         bytes
     }
 
@@ -369,7 +371,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         File::create(dir.path().join("holes")).and_then(|file| file.set_len(1 << 40)).unwrap();
         let mut bytes = Vec::new();
-        let error = tree(&mut Sink::new(&mut bytes, 1 << 20), dir.path(), "/layers/a").unwrap_err();
+        let error = tree(&mut Sink::new(&mut bytes, 1 << 20, CnbUser::EMBEDDED), dir.path(), "/layers/a").unwrap_err();
         assert!(error.to_string().contains("holes: the layers of the application are larger"), "{error}");
         assert!(bytes.len() < 10_000);
     }

@@ -9,7 +9,7 @@ use super::{
     export::EXPORT_FAILED,
     image::Image,
     metadata::{BUILD, BuildLabel, LIFECYCLE, LifecycleMetadata, PROJECT, Sha},
-    phase::Export,
+    phase::{CnbUser, Export},
     tar::Sink,
     types::Metadata,
 };
@@ -41,20 +41,21 @@ pub(super) struct Layers<'a> {
     pub client: &'a Client,
     pub repository: &'a str,
     pub compression: Compression,
+    user: CnbUser,
     /// How many bytes they may still have.
     left: u64,
 }
 
 impl<'a> Layers<'a> {
-    pub fn new(client: &'a Client, repository: &'a str, compression: Compression, max_bytes: u64) -> Self {
-        Self { client, repository, compression, left: max_bytes }
+    pub fn new(client: &'a Client, repository: &'a str, input: &Export) -> Self {
+        Self { client, repository, compression: input.compression, user: input.user, left: input.max_bytes }
     }
 
     /// Whether a layer is the one that is expected.
     pub async fn is_same(&mut self, content: &Content, expect: Expect) -> io::Result<bool> {
         let Expect::Same(diff_id) = expect else { return Ok(false) };
-        let (content, left) = (Arc::clone(content), self.left);
-        let hashed = tokio::task::spawn_blocking(move || hash(&content, left)).await.map_err(io::Error::other)?;
+        let (content, left, user) = (Arc::clone(content), self.left, self.user);
+        let hashed = tokio::task::spawn_blocking(move || hash(&content, left, user)).await.map_err(io::Error::other)?;
         let (found, size) = hashed?;
         if found == diff_id {
             self.left = self.left.saturating_sub(size);
@@ -64,8 +65,8 @@ impl<'a> Layers<'a> {
 
     /// Writes a layer in one pass.
     pub async fn write(&mut self, content: Content) -> Result<Layer, crate::oci::ClientError> {
-        let left = self.left;
-        let write = move |out: &mut dyn Write| content(&mut Sink::new(out, left));
+        let (left, user) = (self.left, self.user);
+        let write = move |out: &mut dyn Write| content(&mut Sink::new(out, left, user));
         let layer = self.client.push_layer(self.repository, self.compression, write).await?;
         self.left = self.left.saturating_sub(layer.tar_size);
         Ok(layer)
@@ -73,7 +74,7 @@ impl<'a> Layers<'a> {
 }
 
 /// The diffID and the size of a layer.
-fn hash(content: &Content, left: u64) -> io::Result<(Digest, u64)> {
+fn hash(content: &Content, left: u64, user: CnbUser) -> io::Result<(Digest, u64)> {
     struct Sum {
         sum: Sha256,
         size: u64,
@@ -90,7 +91,7 @@ fn hash(content: &Content, left: u64) -> io::Result<(Digest, u64)> {
         }
     }
     let mut sum = io::BufWriter::with_capacity(64 << 10, Sum { sum: Sha256::new(), size: 0 });
-    content(&mut Sink::new(&mut sum, left))?;
+    content(&mut Sink::new(&mut sum, left, user))?;
     let Sum { sum, size } = sum.into_inner().map_err(io::IntoInnerError::into_error)?;
     Ok((Digest::from_sha256(sum.finalize().into()), size))
 }
@@ -111,12 +112,13 @@ pub(super) struct ImageWriter<'a> {
 
 impl<'a> ImageWriter<'a> {
     pub fn new(client: &'a Client, input: &'a Export, base: &'a Image, previous: Option<&'a Image>) -> Self {
-        let (layers, diff_ids) = (base.manifest.layers.clone(), base.config.rootfs.diff_ids.clone());
+        let layers: Vec<Descriptor> = base.manifest.layers.iter().map(Descriptor::in_oci_terms).collect();
+        let diff_ids = base.config.rootfs.diff_ids.clone();
         let kept: Vec<History> =
             base.config.history.iter().filter(|entry| !entry.empty_layer.unwrap_or(false)).cloned().collect();
         // One entry for each layer, or a later rebase cannot tell them apart.
         let history = if kept.len() == layers.len() { kept } else { vec![History::default(); layers.len()] };
-        let written = Layers::new(client, &input.repository, input.compression, input.max_bytes);
+        let written = Layers::new(client, &input.repository, input);
         let (pushed, added, reused) = (BTreeMap::new(), 0, 0);
         Self { input, base, previous, written, layers, diff_ids, history, pushed, added, reused }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppName, EnvName, Environment, ImageName, Namespace, Route, StageId, Timestamp};
+use super::{AppName, Builder, EnvName, Environment, ImageName, Namespace, Route, StageId, Timestamp};
 
 /// An application: what the user wants, and which staging and release came of it last.
 ///
@@ -22,6 +22,9 @@ pub struct App {
     /// Unknown to us, kept for clients: Epinio's `appchart` and its settings.
     #[serde(default)]
     pub appchart: Option<String>,
+    /// What its images are made with.
+    #[serde(default)]
+    pub builder: Builder,
     /// The last staging that was started.
     pub stage_id: Option<StageId>,
     /// The source of the last upload, by blob uid.
@@ -50,6 +53,7 @@ impl App {
             routes: Vec::new(),
             origin: Origin::None,
             appchart: None,
+            builder: Builder::Embedded,
             stage_id: None,
             blob_uid: None,
             image: None,
@@ -71,6 +75,8 @@ pub struct AppChange {
     pub unset_environment: Vec<EnvName>,
     pub routes: Option<Vec<Route>>,
     pub appchart: Option<String>,
+    /// Of the next staging.
+    pub builder: Option<Builder>,
     /// Whether a running application takes a new environment at once.
     pub restart: Restart,
 }
@@ -102,6 +108,9 @@ impl AppChange {
         }
         if let Some(appchart) = &self.appchart {
             app.appchart = Some(appchart.clone());
+        }
+        if let Some(builder) = &self.builder {
+            app.builder = builder.clone();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppChange, AppName, Digest, Environment, ImageName, Namespace, Origin, StageId, Timestamp};
+use super::{AppChange, AppName, Builder, Digest, Environment, ImageName, Namespace, Origin, StageId, Timestamp};
 
 /// One attempt to make an image of a source. Never reused: a new attempt is a new staging.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +15,9 @@ pub struct Staging {
     pub blob_uid: String,
     /// The application's environment when the staging started.
     pub environment: Environment,
+    /// The application's builder, likewise.
+    #[serde(default)]
+    pub builder: Builder,
     pub created_at: Timestamp,
     pub state: StagingState,
     /// The image, from `Exporting` on.
@@ -52,8 +55,18 @@ pub struct Basis {
     pub builder: String,
     pub build_packages: Vec<String>,
     pub run_packages: Vec<String>,
-    /// The exact versions of all packages.
+    /// The exact versions of all packages; with a third-party builder the digest of its images.
     pub lock: Digest,
+    /// What the name of a third-party builder meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<BuilderImages>,
+}
+
+/// The images of a third-party builder, as they were copied into the bundled registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuilderImages {
+    pub build: ImageName,
+    pub run: ImageName,
 }
 
 /// The states of a staging. Only forward.

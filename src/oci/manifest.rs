@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::Digest;
 
@@ -13,6 +13,11 @@ pub const MEDIA_TYPE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const MEDIA_TYPE_LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const MEDIA_TYPE_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub const MEDIA_TYPE_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+pub const DOCKER_LAYER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// When everything in the images that we make was made, so that equal content has equal digests: the time of CNB images.
 pub const CREATED: &str = "1980-01-01T00:00:01Z";
 /// The same, in seconds as a tar has it.
@@ -72,7 +77,7 @@ pub struct Descriptor {
     pub size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<serde_json::Value>,
@@ -89,6 +94,17 @@ impl Descriptor {
             platform: None,
         }
     }
+
+    /// Docker's media types of layers and configurations have the same content as OCI's; a manifest has one kind only.
+    pub fn in_oci_terms(&self) -> Self {
+        let media_type = match self.media_type.as_str() {
+            DOCKER_LAYER_GZIP => MEDIA_TYPE_LAYER_GZIP,
+            DOCKER_LAYER_TAR => MEDIA_TYPE_LAYER_TAR,
+            DOCKER_CONFIG => MEDIA_TYPE_CONFIG,
+            other => other,
+        };
+        Self { media_type: media_type.to_owned(), ..self.clone() }
+    }
 }
 
 /// The configuration blob of an image.
@@ -102,10 +118,10 @@ pub struct ConfigFile {
     pub os: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub config: ExecutionConfig,
     pub rootfs: RootFs,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<History>,
 }
 
@@ -115,7 +131,7 @@ pub struct ConfigFile {
 pub struct ExecutionConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub exposed_ports: BTreeMap<String, serde_json::Value>,
     /// `NAME=value`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,6 +171,11 @@ pub struct History {
     pub comment: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_layer: Option<bool>,
+}
+
+/// Older tools write `null` for what is empty.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(json: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or_default())
 }
 
 /// What this machine is, as image configurations say it (the names of Go).

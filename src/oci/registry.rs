@@ -113,6 +113,15 @@ impl Registry {
         Ok(tags)
     }
 
+    /// Tags in order, with what they name and since when; a tag that is given again after an hour or more begins anew.
+    pub async fn tagged(&self, repository: &str) -> Result<Vec<(String, Digest, Timestamp)>, Error> {
+        let records = self.records(repository).await?.into_iter();
+        let mut tags: Vec<_> =
+            records.filter_map(|record| Some((record.item.clone().tag()?, record.digest, record.created_at))).collect();
+        tags.sort();
+        Ok(tags)
+    }
+
     pub async fn repositories(&self) -> Result<Vec<String>, Error> {
         let records = self.inner.objects.list::<Record>(None).await?;
         let mut names: Vec<String> = records.into_iter().map(|stored| stored.value.repository).collect();

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::{Component, Path, PathBuf},
@@ -23,6 +23,7 @@ use nix::{
     },
     unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat},
 };
+use rustix::fs::XattrFlags;
 
 /// What an entry gets besides its content.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +93,18 @@ impl TreeWriter {
         let (folder, name) = self.place(name)?;
         linkat(&from, old.as_os_str(), folder, name.as_os_str(), AtFlags::empty())?;
         Ok(())
+    }
+
+    /// A mark of overlayfs on a folder: nothing of what lower layers have in it is there. An overlay that a user without
+    /// rights mounts reads another attribute than that of root; only root may write the one that root's reads.
+    pub fn opaque(&mut self, name: &Path) -> io::Result<()> {
+        let folder = self.open_folder(&clean(name)?)?;
+        let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
+        let mark = |attribute: &str| rustix::fs::setxattr(&path, attribute, b"y", XattrFlags::empty());
+        match mark("trusted.overlay.opaque") {
+            Err(rustix::io::Errno::PERM) => Ok(mark("user.overlay.opaque")?),
+            result => Ok(result?),
+        }
     }
 
     /// A mark of overlayfs: what lower layers have here is gone. Needs root.

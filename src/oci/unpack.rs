@@ -7,15 +7,24 @@ use std::{
 };
 
 use super::{
-    manifest::{MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_TAR, MEDIA_TYPE_LAYER_ZSTD},
+    manifest::{
+        DOCKER_LAYER_GZIP, DOCKER_LAYER_TAR, MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_TAR, MEDIA_TYPE_LAYER_ZSTD,
+    },
     tree::{Attributes, TreeWriter},
 };
+
+/// In a folder: nothing of what lower layers have in it is there (image-spec, "Opaque Whiteout").
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Bookkeeping of a file system that made layers once.
+const OF_AUFS: &[u8] = b".wh..wh.";
 
 /// Whose files are once they are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ownership {
     /// As the layer says. Needs root.
     AsInLayer,
+    /// All of this uid and gid. Needs root.
+    Of(u32, u32),
     /// The caller's.
     Ignore,
 }
@@ -27,8 +36,8 @@ pub struct Unpacked {
     pub bytes: u64,
 }
 
-/// Unpacks a layer into an empty directory. What the layer removes from those below it becomes a mark of overlayfs. A layer whose
-/// files have more than `max_bytes` is an error before the file that is too much is written.
+/// Unpacks a layer into an empty directory. What the layer removes from those below it becomes a mark of overlayfs; devices,
+/// FIFOs and sockets are left out, as sandboxes have their own. A layer whose files have more than `max_bytes` is an error before the file that is too much is written.
 pub fn unpack_layer(
     blob: impl Read,
     media_type: &str,
@@ -36,13 +45,43 @@ pub fn unpack_layer(
     ownership: Ownership,
     max_bytes: u64,
 ) -> io::Result<Unpacked> {
+    unpack_tar(decompress(blob, media_type)?, dest, ownership, max_bytes)
+}
+
+/// The content of the first file in a layer that has one of these names, which are relative; none when it has none of
+/// them. A file with more than `max_bytes` is an error.
+pub fn read_layer_file(
+    blob: impl Read,
+    media_type: &str,
+    names: &[&str],
+    max_bytes: u64,
+) -> io::Result<Option<Vec<u8>>> {
+    let mut archive = tar::Archive::new(decompress(blob, media_type)?);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let name = super::tree::clean(path.strip_prefix("/").unwrap_or(&path)).unwrap_or_default();
+        if !entry.header().entry_type().is_file() || !names.iter().any(|wanted| name == Path::new(wanted)) {
+            continue;
+        }
+        if entry.size() > max_bytes {
+            let text = format!("'{}' is larger than {max_bytes} bytes", name.display());
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content)?;
+        return Ok(Some(content));
+    }
+    Ok(None)
+}
+
+/// The tar of a layer.
+fn decompress<'a>(blob: impl Read + 'a, media_type: &str) -> io::Result<Box<dyn Read + 'a>> {
     match media_type {
         // Docker's own media types have the same content.
-        MEDIA_TYPE_LAYER_ZSTD => unpack_tar(zstd::Decoder::new(blob)?, dest, ownership, max_bytes),
-        MEDIA_TYPE_LAYER_GZIP | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
-            unpack_tar(flate2::read::MultiGzDecoder::new(blob), dest, ownership, max_bytes)
-        }
-        MEDIA_TYPE_LAYER_TAR => unpack_tar(blob, dest, ownership, max_bytes),
+        MEDIA_TYPE_LAYER_ZSTD => Ok(Box::new(zstd::Decoder::new(blob)?)),
+        MEDIA_TYPE_LAYER_GZIP | DOCKER_LAYER_GZIP => Ok(Box::new(flate2::read::MultiGzDecoder::new(blob))),
+        MEDIA_TYPE_LAYER_TAR | DOCKER_LAYER_TAR => Ok(Box::new(blob)),
         other => Err(io::Error::new(io::ErrorKind::Unsupported, format!("layers of type '{other}' are not known"))),
     }
 }
@@ -77,15 +116,20 @@ fn unpack_entry<R: Read>(
     let header = entry.header();
     let owner = match ownership {
         Ownership::AsInLayer => Some((id(header.uid()?)?, id(header.gid()?)?)),
+        Ownership::Of(uid, gid) => Some((uid, gid)),
         Ownership::Ignore => None,
     };
     let attributes = Attributes { mode: header.mode()?, owner, mtime: i64::try_from(header.mtime()?).unwrap_or(0) };
     let kind = header.entry_type();
     let base = name.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
+    if base == OPAQUE {
+        tree.opaque(name.parent().unwrap_or(Path::new("")))?;
+        return Ok(0);
+    }
+    if name.components().any(|part| part.as_os_str().as_bytes().starts_with(OF_AUFS)) {
+        return Ok(0);
+    }
     if let Some(removed) = base.strip_prefix(b".wh.") {
-        if removed == b".wh..opq" {
-            return Err(unsupported(name, "opaque folders"));
-        }
         tree.whiteout(&name.with_file_name(std::ffi::OsStr::from_bytes(removed)))?;
         return Ok(0);
     }
@@ -96,24 +140,21 @@ fn unpack_entry<R: Read>(
         tar::EntryType::Symlink => tree.symlink(name, &link.ok_or_else(need)?, attributes)?,
         tar::EntryType::Link => {
             let target = link.ok_or_else(need)?;
-            tree.hard_link(name, target.strip_prefix("/").unwrap_or(&target))?;
+            tree.hard_link(name, target.strip_prefix("/").unwrap_or(&target)).map_err(|error| {
+                let (name, target) = (name.display(), target.display());
+                io::Error::new(error.kind(), format!("hard link '{name}' to '{target}': {error}"))
+            })?;
         }
-        tar::EntryType::Regular | tar::EntryType::Continuous => return tree.file(name, attributes, entry),
-        tar::EntryType::XGlobalHeader => {}
-        _ => return Err(unsupported(name, "devices, FIFOs and sockets")),
+        tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
+            return tree.file(name, attributes, entry);
+        }
+        _ => {}
     }
     Ok(0)
 }
 
 fn id(id: u64) -> io::Result<u32> {
     u32::try_from(id).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{id} is not a uid")))
-}
-
-fn unsupported(name: &Path, what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        format!("entry '{}' is refused: {what} are not supported in layers", name.display()),
-    )
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod root;
 mod spec;
 mod steps;
 mod sys;
+mod users;
 
 use std::{
     collections::BTreeMap,

@@ -11,16 +11,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    GivenUp, Stagings,
-    log::StagingLog,
-    steps::{self, Detection},
-};
+use super::{GivenUp, Stagings, ground::Ground, log::StagingLog, steps};
 use crate::{
     auth::{BuildClaims, Grant},
     base::{self, BasePair, Progress},
+    builders,
     lifecycle::phase::{Detected, Exported, Failure, PackageRequest},
-    model::{Basis, ImageName, Phase, Staging, StagingState, Timestamp},
+    model::{Builder, BuilderName, ImageName, Phase, Staging, StagingState, Timestamp},
     oci::registry::Action,
     runtime::{Ended, Job, LogLine, Step, StepOutcome, Volumes},
     store::Key,
@@ -37,6 +34,8 @@ pub(super) struct Run {
     pub log: Arc<StagingLog>,
     pub cancel: CancellationToken,
     pub given_up: GivenUp,
+    /// What the name of a third-party builder means: it is looked up once.
+    pub builder: Option<builders::Builder>,
 }
 
 /// Why a staging does not go on.
@@ -115,36 +114,28 @@ impl Run {
         self.staging.timings.clear();
         self.enter(StagingState::Preparing).await?;
         let token = self.token().await?;
-        let cache = self.cache().await?;
+        // Layers that another builder made are of another distribution, and perhaps of another user.
+        let is_other = previous.as_ref().is_some_and(|previous| previous.builder != self.staging.builder);
+        let previous = previous.filter(|_| !is_other);
+        let cache = if is_other { None } else { self.cache().await? };
         let previous_image = previous.and_then(|staging| staging.image);
         let stagings = Arc::clone(&self.stagings);
         let settings = &stagings.settings;
-        let prepare = steps::prepare(settings, &self.staging, &token, previous_image.as_ref(), cache)?;
-        // Where volumes do not last, what is laid out here is for detection alone.
         let lasting = stagings.rooms.runtime.volumes() == Volumes::OfTheJob;
-        let first =
-            if lasting { prepare.clone() } else { steps::prepare(settings, &self.staging, &token, None, None)? };
-        let outcomes = self.run(vec![first, steps::detect()?]).await?;
-        self.time(&outcomes, "detect", Phase::Detect);
-        let detected: Detected = report(&outcomes)?;
-
-        let started = Instant::now();
-        let (build_packages, run_packages) = split(&detected.packages);
-        let bases = self.bases(&build_packages, &run_packages).await?;
-        self.staging.timings.push((Phase::Base, millis(started.elapsed())));
-        let builder = settings.builder.clone();
-        self.staging.basis = Some(Basis { builder, build_packages, run_packages, lock: bases.lock });
+        let ground = self.ground(&token, previous_image.as_ref(), cache.clone()).await?;
+        self.staging.basis = Some(ground.basis.clone());
 
         self.enter(StagingState::Building).await?;
-        let export = steps::export(settings, &self.staging, &token, &bases.run, previous_image.as_ref())?;
+        let build = steps::build(settings, &ground)?;
+        let export = steps::export(settings, &self.staging, &token, &ground, previous_image.as_ref())?;
         let rest = if lasting {
-            self.time(&outcomes, "prepare", Phase::Prepare);
-            let outcomes = self.run(vec![steps::build(settings, &bases.build, Detection::Done)?]).await?;
+            let outcomes = self.run(vec![build]).await?;
             self.time(&outcomes, "build", Phase::Build);
             self.enter(StagingState::Exporting).await?;
             vec![export]
         } else {
-            vec![prepare, steps::build(settings, &bases.build, Detection::First)?, export]
+            let previous = previous_image.as_ref();
+            vec![steps::prepare(settings, &self.staging, &token, previous, cache, Some(&ground))?, build, export]
         };
         let outcomes = match self.run(rest).await {
             // The image is out before the cache is: without the cache the next build only takes longer.
@@ -160,6 +151,60 @@ impl Run {
         let exported: Exported = report(&outcomes)?;
         self.staging.image = Some(exported.image);
         Ok(())
+    }
+
+    /// Makes or copies what the build stands on, and lays out the volumes if they last.
+    async fn ground(
+        &mut self,
+        token: &[u8],
+        previous: Option<&ImageName>,
+        cache: Option<ImageName>,
+    ) -> Result<Ground, Stop> {
+        let stagings = Arc::clone(&self.stagings);
+        let (settings, version) = (&stagings.settings, &stagings.settings.builder);
+        let lasting = stagings.rooms.runtime.volumes() == Volumes::OfTheJob;
+        if let Builder::Image(name) = self.staging.builder.clone() {
+            let started = Instant::now();
+            let ground = Ground::third_party(version, self.third_party(&name).await?);
+            self.staging.timings.push((Phase::Base, millis(started.elapsed())));
+            if lasting {
+                let prepare = steps::prepare(settings, &self.staging, token, previous, cache, Some(&ground))?;
+                let outcomes = self.run(vec![prepare]).await?;
+                self.time(&outcomes, "prepare", Phase::Prepare);
+            }
+            return Ok(ground);
+        }
+        // What does not last is laid out for detection alone.
+        let (previous, cache) = if lasting { (previous, cache) } else { (None, None) };
+        let prepare = steps::prepare(settings, &self.staging, token, previous, cache, None)?;
+        let outcomes = self.run(vec![prepare, steps::detect()?]).await?;
+        if lasting {
+            self.time(&outcomes, "prepare", Phase::Prepare);
+        }
+        self.time(&outcomes, "detect", Phase::Detect);
+        let detected: Detected = report(&outcomes)?;
+        let started = Instant::now();
+        let (build_packages, run_packages) = split(&detected.packages);
+        let bases = self.bases(&build_packages, &run_packages).await?;
+        self.staging.timings.push((Phase::Base, millis(started.elapsed())));
+        let ground = Ground::embedded(version, bases, build_packages, run_packages);
+        Ok(if lasting { ground } else { ground.detecting() })
+    }
+
+    /// What the builder's name means, looked up once for each staging.
+    async fn third_party(&mut self, name: &BuilderName) -> Result<builders::Builder, Stop> {
+        if let Some(builder) = &self.builder {
+            return Ok(builder.clone());
+        }
+        let log = Arc::clone(&self.log);
+        let note = move |text: String| log.note(text);
+        let builders = Arc::clone(&self.stagings.rooms.builders);
+        let builder = tokio::select! {
+            builder = builders.ensure(name, &note) => builder?,
+            () = self.cancel.cancelled() => return Err(Stop::Cancelled),
+        };
+        self.builder = Some(builder.clone());
+        Ok(builder)
     }
 
     /// A daemon that was killed after the image was out only has to say so.
@@ -197,26 +242,31 @@ impl Run {
     }
 
     /// Takes over the image of the previous staging when source, environment, builder and every
-    /// package of the bases are the same.
+    /// package of the bases (or what the name of a third-party builder means) are the same.
     async fn takes_over(&mut self, previous: &Staging) -> Result<bool, Stop> {
         let (Some(basis), Some(image)) = (&previous.basis, &previous.image) else { return Ok(false) };
         let same = previous.source == self.staging.source
             && previous.environment == self.staging.environment
+            && previous.builder == self.staging.builder
             && basis.builder == self.stagings.settings.builder;
         if !same {
             return Ok(false);
         }
         let started = Instant::now();
-        let bases = self.bases(&basis.build_packages, &basis.run_packages).await?;
-        if bases.lock != basis.lock {
+        let now = match self.staging.builder.clone() {
+            Builder::Embedded => self.bases(&basis.build_packages, &basis.run_packages).await?.lock,
+            Builder::Image(name) => Ground::third_party(&basis.builder, self.third_party(&name).await?).basis.lock,
+        };
+        if now != basis.lock {
             return Ok(false);
         }
         let registry = &self.stagings.rooms.registry;
         registry.publish(&image.repository, self.staging.id.as_str(), image.digest).await?;
         self.staging.timings.clear();
         self.log.note(format!(
-            "nothing changed since staging {}: source, environment, builder and base packages are the same; its image is used again",
-            previous.id
+            "nothing changed since staging {}: source, environment, builder and {} are the same; its image is used again",
+            previous.id,
+            if basis.images.is_some() { "run image" } else { "base packages" }
         ));
         self.staging.timings.push((Phase::Base, millis(started.elapsed())));
         self.staging.basis = Some(basis.clone());
@@ -290,6 +340,7 @@ impl Run {
                 grant(app, &[Action::Pull, Action::Push]),
                 grant(cache, &[Action::Pull, Action::Push]),
                 grant(base::REPOSITORY.to_owned(), &[Action::Pull]),
+                grant(builders::RUN_IMAGES.to_owned(), &[Action::Pull]),
             ],
             expires_at: Timestamp::from_second(Timestamp::now().as_second() + TOKEN_LIFETIME.as_secs() as i64),
         };

@@ -5,11 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
-use super::Settings;
+use super::{
+    Settings,
+    ground::{self, Ground},
+};
 use crate::{
     lifecycle::{
         PLATFORM_API,
-        phase::{self, RegistryAccess, Target},
+        phase::{self, Buildpacks, CnbUser, RegistryAccess},
     },
     model::{ImageName, Staging},
     oci::Compression,
@@ -29,14 +32,17 @@ const OWN_LIMITS: Limits =
 
 type Result<T> = std::result::Result<T, serde_json::Error>;
 
-/// Lays out the volumes. The only step that sees the archive.
+/// Lays out the volumes. The only step that sees the archive. The ground is given where it is known before detection.
 pub(super) fn prepare(
     settings: &Settings,
     staging: &Staging,
     token: &[u8],
     previous: Option<&ImageName>,
     cache: Option<ImageName>,
+    ground: Option<&Ground>,
 ) -> Result<Step> {
+    let (buildpacks, user) =
+        ground.map_or((Buildpacks::Embedded, CnbUser::EMBEDDED), |ground| (ground.buildpacks, ground.user));
     let mut environment = settings.build_environment.clone();
     environment.extend(staging.environment.iter().map(|(name, value)| (name.to_string(), value.clone())));
     let input = phase::Prepare {
@@ -48,12 +54,14 @@ pub(super) fn prepare(
         registry: RegistryAccess { address: settings.registry_address.clone() },
         previous: previous.cloned(),
         cache,
+        buildpacks,
+        user,
     };
     Ok(Step {
         files: vec![input_file(&input)?, token_file(token), roots_file()],
         env: registry_environment(),
         blobs: vec![StepBlob { digest: staging.source, path: SOURCE.to_owned(), token: phase::TOKEN.to_owned() }],
-        volumes: volumes(["rw workspace", "rw layers", "rw platform", "rw cnb"]),
+        volumes: volumes(["rw workspace", "rw layers", "rw platform", "rw cnb"], buildpacks),
         network: StepNetwork::Daemon,
         user: StepUser::Root,
         deadline: MOVING_DEADLINE,
@@ -63,34 +71,28 @@ pub(super) fn prepare(
 
 /// Asks the buildpacks. No network, nothing to write but its results.
 pub(super) fn detect() -> Result<Step> {
-    let input = phase::Detect { target: target() };
+    let input = phase::Detect { target: ground::debian(), builder: None, order: None };
     Ok(Step {
         files: vec![input_file(&input)?],
-        volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"]),
+        volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"], Buildpacks::Embedded),
         limits: Limits { pids: Some(1024), ..OWN_LIMITS },
         ..own_step("detect")
     })
 }
 
-/// Whether a build finds the group that another step detected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Detection {
-    Done,
-    First,
-}
-
-/// Runs the buildpacks: foreign code, on the build base, with no credential in reach.
-pub(super) fn build(settings: &Settings, base: &ImageName, detection: Detection) -> Result<Step> {
-    let detect = match detection {
-        Detection::Done => None,
-        Detection::First => Some(phase::Detect { target: target() }),
+/// Runs the buildpacks: foreign code, on the build base or in a builder's image, with no credential in reach.
+pub(super) fn build(settings: &Settings, ground: &Ground) -> Result<Step> {
+    let input = phase::Build {
+        target: ground.target.clone(),
+        build_environment: settings.build_environment.clone(),
+        detect: ground.detect.clone(),
     };
-    let input = phase::Build { target: target(), build_environment: settings.build_environment.clone(), detect };
     Ok(Step {
-        image: StepImage::Image(base.clone()),
+        image: StepImage::Image(ground.build.clone()),
+        user: ground.step_user(),
         files: vec![input_file(&input)?],
         // Compilers and package managers put gigabytes there, which no memory should hold.
-        volumes: volumes(["rw workspace", "rw layers", "ro platform", "ro cnb", "rw tmp"]),
+        volumes: volumes(["rw workspace", "rw layers", "ro platform", "ro cnb", "rw tmp"], ground.buildpacks),
         network: StepNetwork::Outbound,
         trust: Trust::BuildCa,
         limits: settings.limits.clone(),
@@ -104,14 +106,16 @@ pub(super) fn export(
     settings: &Settings,
     staging: &Staging,
     token: &[u8],
-    run_image: &ImageName,
+    ground: &Ground,
     previous: Option<&ImageName>,
 ) -> Result<Step> {
     let input = phase::Export {
         registry: RegistryAccess { address: settings.registry_address.clone() },
         repository: ImageName::app_repository(&staging.namespace, &staging.app),
         tag: staging.id.to_string(),
-        run_image: run_image.clone(),
+        run_image: ground.run.clone(),
+        run_image_name: ground.run_name.clone(),
+        user: ground.user,
         previous: previous.cloned(),
         cache_repository: ImageName::cache_repository(&staging.namespace, &staging.app),
         compression: Compression::Zstd,
@@ -121,7 +125,7 @@ pub(super) fn export(
     Ok(Step {
         files: vec![input_file(&input)?, token_file(token), roots_file()],
         env: registry_environment(),
-        volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"]),
+        volumes: volumes(["ro workspace", "rw layers", "ro platform", "ro cnb"], ground.buildpacks),
         network: StepNetwork::Daemon,
         user: StepUser::Root,
         deadline: MOVING_DEADLINE,
@@ -148,13 +152,15 @@ fn own_step(name: &'static str) -> Step {
     }
 }
 
-fn volumes<const N: usize>(mounts: [&str; N]) -> Vec<VolumeMount> {
+/// Where the image has the buildpacks, nothing may hide them.
+fn volumes<const N: usize>(mounts: [&str; N], buildpacks: Buildpacks) -> Vec<VolumeMount> {
     let mount = |text: &str| {
         let (access, volume) = text.split_once(' ').expect("an access and a volume");
         let access = if access == "rw" { Access::ReadWrite } else { Access::ReadOnly };
         VolumeMount { volume: volume.to_owned(), path: format!("/{volume}"), access }
     };
-    mounts.into_iter().map(mount).collect()
+    let all = mounts.into_iter().map(mount);
+    all.filter(|mount| buildpacks == Buildpacks::Embedded || mount.volume != "cnb").collect()
 }
 
 fn input_file(input: &impl Serialize) -> Result<StepFile> {
@@ -176,13 +182,4 @@ fn roots_file() -> StepFile {
 fn registry_environment() -> BTreeMap<String, String> {
     let platform = ("CNB_PLATFORM_API".to_owned(), PLATFORM_API.to_owned());
     BTreeMap::from([platform, ("SSL_CERT_FILE".to_owned(), ROOTS.to_owned())])
-}
-
-fn target() -> Target {
-    Target {
-        os: "linux".to_owned(),
-        arch: crate::oci::architecture().to_owned(),
-        distro_name: "debian".to_owned(),
-        distro_version: "13".to_owned(),
-    }
 }

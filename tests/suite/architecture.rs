@@ -7,12 +7,13 @@ use std::{
 };
 
 /// Rooms in layers: a room may use rooms of later layers only.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["cli"],
     &["daemon"],
     &["api", "edge"],
     &["staging", "apps"],
     &["source"],
+    &["builders"],
     &["lifecycle", "base", "auth", "buildpacks"],
     &["runtime", "launcher"],
     &["oci"],

@@ -6,6 +6,7 @@ mod applications;
 mod architecture;
 mod base_images;
 mod blob_contract;
+mod builders;
 mod buildpacks;
 mod built_images;
 mod cli_reference;

@@ -36,9 +36,12 @@ pub(super) fn wishes(query: &str) -> Result<Wishes, ApiError> {
                 environment.insert(name, value);
             }
             "route" => routes.push(models::parse_route(&value)?),
+            "builder" => wishes.change.builder = Some(value.parse()?),
             "path" => wishes.origin = Some(Origin::Path { path: value, archive: false }),
             other => {
-                let title = format!("query parameter '{other}' is not known; there are instances, env, route and path");
+                let title = format!(
+                    "query parameter '{other}' is not known; there are instances, env, route, builder and path"
+                );
                 return Err(ApiError::bad_request(title));
             }
         }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::Digest,
-    oci::manifest::{MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST},
+    oci::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST},
     store,
 };
 
@@ -232,12 +232,7 @@ fn checked_type(said: Option<&str>) -> Result<Option<String>, Error> {
     }
 }
 
-const MEDIA_TYPES: [&str; 4] = [
-    MEDIA_TYPE_MANIFEST,
-    MEDIA_TYPE_INDEX,
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
+const MEDIA_TYPES: [&str; 4] = [MEDIA_TYPE_MANIFEST, MEDIA_TYPE_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
 
 fn artifact_type(manifest: &Value) -> Option<String> {
     let own = manifest.get("artifactType").and_then(Value::as_str);

@@ -30,6 +30,12 @@ pub(super) struct Manifests {
 pub(super) fn manifests(settings: &Settings, job: &Job) -> Result<Manifests, Error> {
     let name = names::job(&job.id);
     let labels = json!({ names::MANAGED_BY: names::MANAGER, names::STAGING: job.id.to_string() });
+    // One user for all: volumes are nobody's in particular, and what one step wrote the next one changes.
+    let of_image = job.steps.iter().find_map(|step| match step.user {
+        StepUser::Image { uid, gid } => Some((uid, gid)),
+        StepUser::Root | StepUser::Cnb => None,
+    });
+    let user = of_image.unwrap_or((CNB_ID, CNB_ID));
     let mut texts = BTreeMap::new();
     let mut containers = Vec::new();
     for (number, step) in job.steps.iter().enumerate() {
@@ -40,7 +46,7 @@ pub(super) fn manifests(settings: &Settings, job: &Job) -> Result<Manifests, Err
             cause: error.to_string(),
         })?;
         texts.insert(step.name, text);
-        containers.push(container(settings, step, tool));
+        containers.push(container(settings, step, tool, user));
     }
     let last = containers.pop();
     let deadline: u64 = job.steps.iter().map(|step| step.deadline.as_secs()).sum();
@@ -115,13 +121,10 @@ fn image(settings: &Settings, step: &Step) -> String {
     }
 }
 
-fn container(settings: &Settings, step: &Step, tool: Tool) -> Value {
+fn container(settings: &Settings, step: &Step, tool: Tool, (user, group): (u32, u32)) -> Value {
     let program = match step.image {
         StepImage::Own => IN_OWN_IMAGE,
         StepImage::Image(_) => OWN_BINARY,
-    };
-    let (user, group) = match step.user {
-        StepUser::Root | StepUser::Cnb => (CNB_ID, CNB_ID),
     };
     let mut mounts = vec![
         json!({ "name": format!("step-{}", step.name), "mountPath": folder(SPECIFICATION), "readOnly": true }),

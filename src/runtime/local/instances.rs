@@ -23,6 +23,7 @@ use super::{
     network::{self, Connection},
     observe::{self, Observed},
     spec::{Ids, Spec, Tool, User},
+    users,
 };
 use crate::{
     model::{ImageName, ReleaseId, Timestamp},
@@ -267,7 +268,9 @@ impl Instances {
         let mut env: BTreeMap<String, String> = config.env.iter().flatten().filter_map(split).collect();
         env.extend(workload.env.clone());
         env.insert("PORT".to_owned(), place.port.to_string());
-        let user = if host.ids == Ids::Caller { User::of(CNB_ID) } else { user(config.user.as_deref()) };
+        let user = users::resolve(config.user.as_deref(), &image.layers);
+        // Rootless there is one user, who is never root.
+        let user = if host.ids == Ids::Caller && user.uid == 0 { User::of(CNB_ID) } else { user };
         let entrypoint = config.entrypoint.iter().chain(&config.cmd).flatten().cloned();
         let spec = Spec {
             hostname: local.instance.name.chars().take(63).collect(),
@@ -454,11 +457,4 @@ fn same_app(left: &ReleaseId, right: &ReleaseId) -> bool {
 /// `_` is in no name.
 fn folder_name(id: &ReleaseId) -> String {
     format!("{}_{}_{}", id.namespace, id.app, id.number)
-}
-
-/// `uid`, `uid:gid`; names would need the image's files.
-fn user(user: Option<&str>) -> User {
-    let text = user.unwrap_or_default();
-    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
-    User { uid: uid.parse().unwrap_or(CNB_ID), gid: gid.parse().unwrap_or(CNB_ID) }
 }

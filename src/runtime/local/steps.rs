@@ -124,7 +124,8 @@ impl<'a> Sandbox<'a> {
         remove_tree(&own).map_err(prepare())?;
         let (stage, out) = (own.join("stage"), own.join("out"));
         fs::create_dir_all(&stage).map_err(prepare())?;
-        make_volume(host, &out).map_err(prepare())?;
+        let user = user_of(host, step.user);
+        make_volume(host, &out, user).map_err(prepare())?;
 
         let (layers, mut env, cwd) = match &step.image {
             StepImage::Own => (Vec::new(), BTreeMap::new(), "/".to_owned()),
@@ -143,7 +144,6 @@ impl<'a> Sandbox<'a> {
         // Nothing waits from here on: who holds these gives them back.
         let (number, network) = connect(host, step.network)?;
         let cgroup = host.cgroups.create(&format!("{job}-{}", step.name), &step.limits).map_err(prepare())?;
-        let root = step.user == StepUser::Root && matches!(host.ids, Ids::Range { .. });
         let file = |file: &crate::runtime::StepFile| File { path: file.path.clone(), contents: file.contents.clone() };
         let spec = Spec {
             hostname: step.name.to_owned(),
@@ -158,7 +158,7 @@ impl<'a> Sandbox<'a> {
             network,
             ids: host.ids,
             idmapped: host.idmapped,
-            user: User::of(if root { 0 } else { CNB_ID }),
+            user,
             cgroups: cgroup.folders.clone(),
             max_processes: step.limits.pids.filter(|_| cgroup.folders.is_empty()),
             program: [OWN_BINARY.to_owned()].into_iter().chain(step.args.iter().cloned()).collect(),
@@ -269,7 +269,7 @@ async fn mounts(host: &Host, folder: &Path, step: &Step) -> io::Result<Vec<Mount
     let mut mounts = Vec::new();
     for volume in &step.volumes {
         let source = folder.join("volumes").join(&volume.volume);
-        make_volume(host, &source)?;
+        make_volume(host, &source, user_of(host, step.user))?;
         let read_only = volume.access == Access::ReadOnly;
         mounts.push(Mount { source, target: volume.path.clone(), read_only });
     }
@@ -293,15 +293,25 @@ fn connect(host: &Host, wanted: StepNetwork) -> Result<(Option<u16>, Network), E
     })
 }
 
-/// A folder that belongs to the CNB user inside.
-fn make_volume(host: &Host, path: &Path) -> io::Result<()> {
+/// Whom a step runs as, inside.
+fn user_of(host: &Host, user: StepUser) -> User {
+    match user {
+        StepUser::Root if matches!(host.ids, Ids::Range { .. }) => User::of(0),
+        StepUser::Root | StepUser::Cnb => User::of(CNB_ID),
+        StepUser::Image { uid, gid } => User { uid, gid },
+    }
+}
+
+/// A folder that belongs to the CNB user inside. Root, who lays out what others build with, may give it away.
+fn make_volume(host: &Host, path: &Path, user: User) -> io::Result<()> {
+    let user = if user == User::of(0) { User::of(CNB_ID) } else { user };
     if path.exists() {
         return Ok(());
     }
     fs::create_dir_all(path)?;
     // It is in layers: its mode must not depend on the umask of the daemon.
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    match host.on_disk(User::of(CNB_ID)) {
+    match host.on_disk(user) {
         Some(owner) => std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid)),
         None => Ok(()),
     }

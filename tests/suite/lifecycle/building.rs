@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::house::House;
+use epiniod::lifecycle::phase::Detect;
+
+use super::house::{House, detect_input};
 
 /// A group of buildpacks: id, API, what else is in `buildpack.toml`, script.
 fn house(buildpacks: &[(&str, &str, &str, &str)]) -> House {
@@ -203,4 +205,43 @@ fn bills_of_materials_are_collected() {
     ] {
         assert_eq!(found(name).as_deref(), expected, "{name}");
     }
+}
+
+#[test]
+fn where_nobody_was_asked_before_the_build_asks() {
+    let house = House::new();
+    house.file("cnb/order.toml", "[[order]]\n[[order.group]]\nid = \"a\"\nversion = \"1\"\n");
+    house.buildpack("a", "0.10", "", "detect", "echo '[[provides]]\nname = \"x\"\n[[requires]]\nname = \"x\"' >\"$2\"");
+    house.buildpack("a", "0.10", "", "build", "cp \"$CNB_BP_PLAN_PATH\" \"$1/plan\"");
+    let built = house.detect_and_build(detect_input()).unwrap();
+    let detected = built.detected.unwrap();
+    assert_eq!((detected.buildpacks.len(), detected.buildpacks[0].id.as_str()), (1, "a"));
+    assert!(house.read("layers/a/plan").unwrap().contains("name = \"x\""), "the plan of the detection is the build's");
+}
+
+#[test]
+fn a_builder_without_an_order_has_that_of_its_label_and_is_named_when_nobody_takes_part() {
+    let house = House::new();
+    house.buildpack("a", "0.10", "", "detect", "exit 100");
+    let order = serde_json::json!([{ "group": [{ "id": "a", "version": "1" }] }]);
+    let input = |order| Detect { builder: Some("a/builder:1".to_owned()), order, ..detect_input() };
+    let error = house.detect_and_build(input(Some(order))).unwrap_err();
+    assert_eq!(error.code, 20);
+    assert!(error.cause.contains("no buildpack of builder a/builder:1 takes this source"), "{}", error.cause);
+    let error = house.detect_and_build(input(None)).unwrap_err();
+    assert!(error.cause.contains("builder a/builder:1 says nowhere which buildpacks it has"), "{}", error.cause);
+}
+
+#[test]
+fn what_a_builder_does_not_say_of_its_distribution_its_image_does() {
+    let house = House::new();
+    house.file("cnb/order.toml", "[[order]]\n[[order.group]]\nid = \"a\"\nversion = \"1\"\n");
+    house.buildpack("a", "0.10", "", "detect", "echo \"$CNB_TARGET_DISTRO_NAME\" >seen");
+    house.buildpack("a", "0.10", "", "build", "");
+    let Detect { mut target, builder, order } = detect_input();
+    (target.distro_name, target.distro_version) = (String::new(), String::new());
+    house.detect_and_build(Detect { target, builder, order }).unwrap();
+    let release = std::fs::read_to_string("/etc/os-release").unwrap();
+    let id = release.lines().find_map(|line| line.strip_prefix("ID=")).unwrap().trim_matches('"');
+    assert_eq!(house.read("workspace/seen").unwrap().trim(), id);
 }

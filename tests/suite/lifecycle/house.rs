@@ -7,7 +7,7 @@ use epiniod::{
     blob::DiskBlobs,
     lifecycle::{
         Built, Dirs, Error, Variables,
-        phase::{Build, Detect, Detected, Export, Prepare, RegistryAccess, Target},
+        phase::{Build, Buildpacks, CnbUser, Detect, Detected, Export, Prepare, RegistryAccess, Target},
     },
     model::{Digest, ImageName},
     oci::{
@@ -65,13 +65,23 @@ impl House {
     }
 
     pub fn detect(&self) -> Result<Detected, Error> {
-        epiniod::lifecycle::detect(&self.dirs, &Detect { target: target() }, &variables())
+        epiniod::lifecycle::detect(&self.dirs, &detect_input(), &variables())
     }
 
     pub fn build(&self) -> Result<Built, Error> {
         let input = Build { target: target(), build_environment: [].into(), detect: None };
         epiniod::lifecycle::build(&self.dirs, &input, &variables())
     }
+
+    /// Detects and builds in one, as where a builder brings its own buildpacks.
+    pub fn detect_and_build(&self, detect: Detect) -> Result<Built, Error> {
+        let input = Build { target: target(), build_environment: [].into(), detect: Some(detect) };
+        epiniod::lifecycle::build(&self.dirs, &input, &variables())
+    }
+}
+
+pub fn detect_input() -> Detect {
+    Detect { target: target(), builder: None, order: None }
 }
 
 /// ubuntu 24.04 on amd64, as in the vectors.
@@ -211,6 +221,8 @@ impl Shelf {
             registry: RegistryAccess { address: self.address.clone() },
             previous: previous.cloned(),
             cache: cache.cloned(),
+            buildpacks: Buildpacks::Embedded,
+            user: CnbUser::EMBEDDED,
         }
     }
 
@@ -220,6 +232,8 @@ impl Shelf {
             repository: APP.to_owned(),
             tag: tag.to_owned(),
             run_image: self.run_image.clone(),
+            run_image_name: None,
+            user: CnbUser::EMBEDDED,
             previous: previous.cloned(),
             cache_repository: CACHE.to_owned(),
             compression: Compression::Zstd,

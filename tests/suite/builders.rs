@@ -1,0 +1,205 @@
+//! Builders of others: images with buildpacks from registries and OCI layouts, and what is built on their run images.
+
+mod house;
+
+use std::{fs, path::Path};
+
+use serde_json::json;
+
+use self::house::{GID, Image, UID, Upstream, builder, layout, run_image};
+use crate::support::{Daemon, Packages, RunBy, get, sample, write};
+
+/// A daemon that has pushed a sample, and the base of that sample.
+fn daemon_and_base() -> (Daemon, Image) {
+    let daemon = Daemon::start();
+    daemon.push("base", &sample("procfile"));
+    let base = Image::base(&daemon, "base");
+    (daemon, base)
+}
+
+/// An application that no embedded buildpack takes.
+fn application(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
+    write(dir, "page.txt", "the first page");
+    fs::copy(sample("procfile").join("serve.sh"), dir.join("serve.sh")).unwrap();
+    write(
+        dir,
+        "answer.sh",
+        "#!/bin/bash\nwhile read -r line && [ \"${line%$'\\r'}\" != \"\" ]; do :; done\n\
+         body=\"$(cat page.txt) as $(id -u):$(id -g) on $(cat /etc/run-image) with $(tool)\"\n\
+         printf 'HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s' \"${#body}\" \"$body\"\n",
+    );
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(dir.join("answer.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// What a push says, which has to succeed or to fail.
+fn push(daemon: &Daemon, path: &Path, more: &[&str], succeeds: bool) -> String {
+    let output =
+        daemon.command(["push", "--name", "site", "--path", path.to_str().unwrap()]).args(more).output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.success(), succeeds, "push {more:?}:\n{text}\n--- daemon\n{}", daemon.log_tail());
+    text
+}
+
+fn page(daemon: &Daemon) -> String {
+    get(&daemon.url("site")).unwrap().body
+}
+
+fn shown_builder(daemon: &Daemon) -> String {
+    let shown = daemon.run(["apps", "show", "site", "--output", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    shown["staging"]["builder"].as_str().unwrap().to_owned()
+}
+
+fn has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "'{part}' is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn an_application_is_built_with_a_builder_from_a_registry_until_it_is_told_otherwise() {
+    let (daemon, base) = daemon_and_base();
+    let mut upstream = Upstream::start();
+    upstream.let_read(&daemon);
+    // In this registry only tags below `epiniod` may move.
+    let run_name = upstream.name("epiniod/run:1");
+    upstream.push(&run_image(&base, "the first run image"), "epiniod/run", "1");
+    upstream.push(&builder(&base, &run_name), "epiniod/builder", "1");
+    let name = upstream.name("epiniod/builder:1");
+    let source = daemon.dir().join("source");
+    application(&source);
+
+    let said = push(&daemon, &source, &["--builder", &name], true);
+    let built = format!("built by {UID}:{GID} for test-os on test.stack");
+    has(&said, &[&built, "buildpacks: test_never test_site \n", "the link is whole", "copying image", "test/site 1"]);
+    for wrong in ["the removed file is there", "the fifo is there", "the tool is there"] {
+        assert!(!said.contains(wrong), "{said}");
+    }
+    let first = format!("the first page as {UID}:{GID} on the first run image with a tool");
+    assert_eq!(page(&daemon), first);
+    assert_eq!(shown_builder(&daemon), name);
+
+    // Nothing says the builder again: it stays the application's.
+    has(&push(&daemon, &source, &[], true), &["nothing changed since staging", "builder and run image are the same"]);
+    write(&source, "page.txt", "the second page");
+    let said = push(&daemon, &source, &[], true);
+    has(&said, &[&built, "the tool is there"]);
+    assert!(!said.contains("copying image"), "what is here is not fetched again: {said}");
+    assert_eq!(page(&daemon), first.replace("first page", "second page"));
+
+    // The tag of the run image moves.
+    upstream.push(&run_image(&base, "the second run image"), "epiniod/run", "1");
+    has(&push(&daemon, &source, &[], true), &["copying image"]);
+    assert_eq!(page(&daemon), format!("the second page as {UID}:{GID} on the second run image with a tool"));
+
+    // A registry that is down stops nobody who has a copy.
+    upstream.stop();
+    write(&source, "page.txt", "the third page");
+    let said = push(&daemon, &source, &[], true);
+    has(&said, &["cannot be reached", "the copy that was used before is used"]);
+    assert_eq!(page(&daemon), format!("the third page as {UID}:{GID} on the second run image with a tool"));
+
+    // A push that fails changes nothing, also not the builder.
+    has(&push(&daemon, &source, &["--builder", "default"], false), &["there is no requirements.txt"]);
+    assert_eq!(shown_builder(&daemon), name);
+    push(&daemon, &sample("procfile"), &["--builder-image", "default"], true);
+    assert_eq!(page(&daemon).trim(), "Hello from the Procfile sample");
+    assert_eq!(shown_builder(&daemon), "default");
+}
+
+#[test]
+fn a_builder_in_an_oci_layout_brings_its_run_image_and_needs_no_rights() {
+    let (_daemon, base) = daemon_and_base();
+    let daemon = Daemon::start_with(Packages::Own, RunBy::Nobody);
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (run_name, run) = ("registry.invalid/test/run:1", run_image(&base, "a run image in a folder"));
+    layout(folder.path(), &[("24", &builder(&base, run_name)), (run_name, &run)]);
+    let source = tempfile::tempdir_in("/var/tmp").unwrap();
+    fs::set_permissions(source.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    application(source.path());
+    let name = format!("oci:{}:24", folder.path().display());
+    let said = push(&daemon, source.path(), &["--builder", &name], true);
+    has(&said, &[&format!("built by {UID}:{GID}"), "buildpacks: test_never test_site \n"]);
+    assert_eq!(page(&daemon), format!("the first page as {UID}:{GID} on a run image in a folder with a tool"));
+}
+
+#[test]
+fn what_is_no_builder_for_this_machine_is_refused_with_the_reason() {
+    let (daemon, base) = daemon_and_base();
+    let upstream = Upstream::start();
+    let run = run_image(&base, "a run image");
+    let right = builder(&base, &upstream.name("test/run:1"));
+    upstream.push(&run, "test/run", "1");
+    upstream.push(&right, "test/builder", "1");
+    upstream.push(&builder(&base, &upstream.name("test/missing:1")), "test/builder", "without-run-image");
+    let mut other = right.clone();
+    other.config.architecture = "s390x".to_owned();
+    upstream.push(&other, "test/builder", "other");
+    let root = right.clone().with_env("CNB_USER_ID", "0");
+    upstream.push(&root, "test/builder", "root");
+    let source = daemon.dir().join("source");
+    application(&source);
+    let refused = |name: &str, parts: &[&str]| {
+        let said = push(&daemon, &source, &["--builder", name], false);
+        has(&said, &[&[name], parts].concat());
+    };
+
+    upstream.give_credential(&daemon, "reader:wrong");
+    refused(&upstream.name("test/builder:1"), &["does not let us read image", "registries.json"]);
+    fs::write(daemon.data_dir().join("registries.json"), "no JSON").unwrap();
+    let said = push(&daemon, &source, &["--builder", &upstream.name("test/builder:1")], false);
+    has(&said, &["the credentials of registries in", "registries.json cannot be read"]);
+    upstream.let_read(&daemon);
+    refused(&upstream.name("test/builder:2"), &["there is no image", "check its name and tag"]);
+    refused(&upstream.name("test/nothing"), &["there is no image"]);
+    refused("127.0.0.1:9/test/builder:1", &["registry 127.0.0.1:9", "cannot be reached"]);
+    refused(&upstream.name("test/run:1"), &["is no builder: it has no label io.buildpacks.builder.metadata"]);
+    refused(&upstream.name("test/builder:other"), &["is for linux/s390x, and this machine is linux/"]);
+    refused(&upstream.name("test/builder:root"), &["its CNB_USER_ID is '0'"]);
+    let missing = upstream.name("test/missing:1");
+    refused(
+        &upstream.name("test/builder:without-run-image"),
+        &["the run image of builder", &missing, "there is no image"],
+    );
+    refused("oci:/nonexistent", &["cannot be read from /nonexistent/index.json"]);
+    for wrong in ["oci:relative", "UPPER CASE", "https://host/x"] {
+        let said = push(&daemon, &source, &["--builder", wrong], false);
+        has(&said, &[wrong, "is not valid"]);
+    }
+    let answer = crate::support::request(&[
+        "-u",
+        &format!("admin:{}", daemon.password),
+        "-T",
+        source.join("page.txt").to_str().unwrap(),
+        &daemon.api("/push/workspace/site?builder=A%20B"),
+    ]);
+    let answer = answer.unwrap();
+    assert!(answer.status == 400 && answer.body.contains("builder 'A B' is not valid"), "{answer:?}");
+
+    fs::remove_file(source.join("page.txt")).unwrap();
+    let said = push(&daemon, &source, &["--builder", &upstream.name("test/builder:1")], false);
+    has(&said, &["site looks for page.txt", "detection by buildpack test/site failed: it ended with exit code 1"]);
+    assert!(get(&daemon.url("site")).unwrap().status >= 400, "nothing of this was deployed");
+}
+
+#[test]
+fn a_builder_whose_labels_say_nothing_of_it_has_a_file_that_names_its_run_image() {
+    let (daemon, base) = daemon_and_base();
+    let upstream = Upstream::start();
+    upstream.let_read(&daemon);
+    let run_name = upstream.name("test/run:1");
+    upstream.push(&run_image(&base, "the run image of a file"), "test/run", "1");
+    let text = format!("[[images]]\nimage = \"{run_name}\"\n");
+    let image = builder(&base, "unused.invalid/x")
+        .with_label("io.buildpacks.builder.metadata", &json!({ "description": "of old" }))
+        .with_layer(|layer| house::file(layer, "cnb/run.toml", 0o644, &text));
+    upstream.push(&image, "test/builder", "1");
+    let source = daemon.dir().join("source");
+    application(&source);
+    push(&daemon, &source, &["--builder", &upstream.name("test/builder:1")], true);
+    has(&page(&daemon), &["on the run image of a file"]);
+}
