@@ -33,7 +33,7 @@ use libcnb::{BuildArgs, Buildpack, DetectArgs, data::buildpack::ComponentBuildpa
 
 pub use error::Error;
 
-use crate::{launcher::BINARY, model::Digest};
+use crate::{launcher, model::Digest};
 
 /// An embedded buildpack: its id and its `buildpack.toml`.
 struct Embedded {
@@ -104,7 +104,7 @@ fn is_served(app: &Path) -> Result<bool, Error> {
 /// Names everything embedded that decides what an image of a given source looks like.
 pub fn builder_version() -> String {
     let mut all = format!("{VERSION}\n{}\n{}\n{}\n{ORDER}", python::pins(), nodejs::pins(), site::RECIPE.concat());
-    all.push_str(&Digest::of(BINARY).hex());
+    all.push_str(&launcher::digest().hex());
     for buildpack in &EMBEDDED {
         all.push_str(buildpack.descriptor);
     }

@@ -3,6 +3,8 @@
 
 use std::{
     env,
+    fs::File,
+    io,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,7 +15,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/launcher/build.rs");
 }
 
-/// The same bytes wherever the sources are: they decide the digests of images.
+/// The same bytes wherever the sources are: they decide the digests of images. What is carried is compressed.
 fn compile(folder: &str, name: &str) {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join(name);
@@ -31,8 +33,15 @@ fn compile(folder: &str, name: &str) {
         .arg(Path::new("main.rs"))
         .status();
     match status {
-        Ok(status) if status.success() => {}
+        Ok(status) if status.success() => compress(&out).expect("what was just compiled can be read"),
         Ok(status) => panic!("compiling the {name} failed: {status}"),
         Err(error) => panic!("starting rustc for the {name} failed: {error}"),
     }
+}
+
+fn compress(program: &Path) -> io::Result<()> {
+    let compressed = File::create(program.with_extension("gz"))?;
+    let mut encoder = flate2::write::GzEncoder::new(compressed, flate2::Compression::best());
+    io::copy(&mut File::open(program)?, &mut encoder)?;
+    encoder.finish().map(drop)
 }

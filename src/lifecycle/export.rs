@@ -148,7 +148,8 @@ async fn add_own(
         record.app.push(writer.add(&created_by, content, expect).await?);
     }
     let same = |before: Option<Sha>| before.map_or(Expect::New, |before| Expect::Same(before.sha));
-    let content: Content = Arc::new(|out| tar::program(out, LAUNCHER, launcher::BINARY));
+    let program = launcher::program();
+    let content: Content = Arc::new(move |out| tar::program(out, LAUNCHER, &program));
     record.launcher = Some(writer.add("Buildpacks Application Launcher", content, same(known.launcher)).await?);
     let content = folder_at(&dirs.layers.join("config"), "/layers/config");
     record.config = Some(writer.add("Buildpacks Launcher Config", content, Expect::New).await?);

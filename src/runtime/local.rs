@@ -54,11 +54,12 @@ use self::{
 use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
 use crate::{
     blob::SharedBlobs,
+    launcher,
     model::{AppName, Digest, ImageName, Namespace, ReleaseId, Route},
 };
 
-/// The monitor, as it was compiled with this binary.
-const MONITOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/monitor"));
+/// The monitor, as it was compiled with this binary, compressed.
+const MONITOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/monitor.gz"));
 /// Ids of sandboxes begin here: above what distributions give to users and containers.
 const FIRST_ID: u32 = 0x7000_0000;
 const FIREWALL_INTERVAL: Duration = Duration::from_secs(60);
@@ -225,7 +226,7 @@ impl Host {
         };
         let connection = if root { Connection::open(&identity)? } else { Connection::Host };
         let monitor = data_dir.join("run").join(format!("monitor-{}", &Digest::of(MONITOR).hex()[..16]));
-        install(&monitor, MONITOR).map_err(io("writing the monitor to"))?;
+        install(&monitor, || launcher::expand(MONITOR)).map_err(io("writing the monitor to"))?;
         let images = Images::open(data_dir.join("layers"), blobs, ownership).map_err(io("opening the layers of"))?;
         Ok(Self {
             own_binary,
@@ -300,13 +301,13 @@ fn private_folder(path: &Path) -> io::Result<()> {
 }
 
 /// Writes a program where it is not yet.
-fn install(path: &Path, program: &[u8]) -> io::Result<()> {
+fn install(path: &Path, program: impl FnOnce() -> Vec<u8>) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     if path.exists() {
         return Ok(());
     }
     let temporary = path.with_extension("new");
-    fs::write(&temporary, program)?;
+    fs::write(&temporary, program())?;
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
     fs::File::open(&temporary)?.sync_all()?;
     fs::rename(temporary, path)

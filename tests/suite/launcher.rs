@@ -130,7 +130,7 @@ impl Place {
 
     fn install(&self) {
         let launcher = self.path("launcher");
-        executable(&launcher, epiniod::launcher::BINARY);
+        executable(&launcher, &epiniod::launcher::program());
         for kind in ["env", "web", "new", "new1", "old", "script", "olddirect", "unknown"] {
             symlink(&launcher, self.path("process").join(kind)).unwrap();
         }
@@ -168,7 +168,7 @@ fn text(output: &Output) -> (i32, String) {
 
 #[test]
 fn the_launcher_is_small() {
-    let size = epiniod::launcher::BINARY.len();
+    let size = epiniod::launcher::program().len();
     // A program that does nothing has 1.08 MB: so much is glibc with what the standard library needs of it.
     assert!(size <= 1_250_000, "it is in every image, and has {size} bytes");
 }
