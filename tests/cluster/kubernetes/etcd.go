@@ -27,6 +27,7 @@ func serveEtcd(folder, client, peer string) error {
 	config.Dir = folder
 	config.UnsafeNoFsync = true
 	config.LogLevel = "warn"
+	config.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	clients, err := url.Parse(client)
 	if err != nil {
 		return err
