@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub mod cluster;
 mod daemon;
 mod http;
 
+pub use cluster::cluster;
 pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
 pub use http::{get, request};
 
