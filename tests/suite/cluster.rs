@@ -78,7 +78,7 @@ async fn a_restricted_namespace_refuses_pods_of_root() {
 
 #[test]
 fn a_cluster_goes_with_whom_it_was_lent_to() {
-    let name = format!("epiniod-lent-{}", std::process::id());
+    let name = support::cluster::name("lent");
     let (lender, kubeconfig) = match borrow(&name) {
         Ok(borrowed) => borrowed,
         Err(reason) => return support::not_run(&format!("a lent cluster goes: {reason}")),

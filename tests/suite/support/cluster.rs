@@ -3,6 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
@@ -12,7 +13,8 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use epiniod::model::Digest;
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, LogParams, PostParams},
@@ -62,10 +64,7 @@ impl Cluster {
         if let Some(kubeconfig) = std::env::var_os("EPINIOD_TEST_KUBECONFIG") {
             return Ok(Self { kubeconfig: kubeconfig.into(), origin: Origin::Named, image, _lender: None });
         }
-        // Its own for each folder that is tested from.
-        let folder = epiniod::model::Digest::of(env!("CARGO_MANIFEST_DIR").as_bytes()).to_string();
-        let name = format!("epiniod-suite-{}", &folder["sha256:".len()..][..8]);
-        let (lender, kubeconfig) = borrow(&name)?;
+        let (lender, kubeconfig) = borrow(&name("suite"))?;
         Ok(Self { kubeconfig, origin: Origin::Ours, image, _lender: Some(lender) })
     }
 
@@ -95,7 +94,9 @@ impl Cluster {
 
 /// Borrows a cluster of this name until the lender's stdin is closed; its kubeconfig, or why there is none.
 pub fn borrow(name: &str) -> Result<(Child, PathBuf), String> {
+    // Not in this process's group: a signal to all of that is not for who cleans up.
     let mut lender = script("lend", name)
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -109,6 +110,12 @@ pub fn borrow(name: &str) -> Result<(Child, PathBuf), String> {
     let status = lender.wait().expect("it ends with its output");
     assert_eq!(status.code(), Some(CANNOT_RUN), "tests/cluster/lend failed; what it said stands above");
     Err("this machine cannot run a cluster; why, tests/cluster/up says".to_owned())
+}
+
+/// A name of a cluster: for each folder that is tested from there is another.
+pub fn name(purpose: &str) -> String {
+    let folder = Digest::of(env!("CARGO_MANIFEST_DIR").as_bytes()).to_string();
+    format!("epiniod-{purpose}-{}", &folder["sha256:".len()..][..8])
 }
 
 /// A script of `tests/cluster`, told which cluster.
@@ -189,7 +196,6 @@ impl Place {
 
     /// A pod needs the namespace's service account, which a controller makes.
     async fn until_pods_are_allowed(&self) {
-        use k8s_openapi::api::core::v1::ServiceAccount;
         let there = await_condition(self.api::<ServiceAccount>(), "default", conditions::is_created());
         tokio::time::timeout(POD_DEADLINE, there).await.expect("the default service account").expect("a watch");
     }
