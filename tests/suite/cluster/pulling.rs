@@ -16,7 +16,10 @@ use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::json;
 
 use super::node_port;
-use crate::support::{self, cluster::Origin};
+use crate::support::{
+    self,
+    cluster::{Level, Origin},
+};
 
 struct Everybody;
 
@@ -35,7 +38,7 @@ async fn a_node_pulls_from_a_port_of_its_loopback() {
         support::not_run(&format!("{what}: the node may not reach this process, EPINIOD_TEST_KUBECONFIG names one"));
         return;
     }
-    let place = cluster.namespace().await;
+    let place = cluster.namespace(Level::Privileged).await;
     // The one address of this machine that the node knows.
     let towards = UdpSocket::bind("0.0.0.0:0").unwrap();
     towards.connect((node_address(&place.client).await.as_str(), 1)).unwrap();

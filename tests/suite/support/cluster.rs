@@ -36,6 +36,22 @@ pub enum Origin {
     Named,
 }
 
+/// What the pods of a namespace may do, by the Pod Security Standards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Privileged,
+    Restricted,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Privileged => "privileged",
+            Self::Restricted => "restricted",
+        }
+    }
+}
+
 pub struct Cluster {
     pub kubeconfig: PathBuf,
     pub origin: Origin,
@@ -76,12 +92,15 @@ impl Cluster {
         Client::try_from(config).expect("a client")
     }
 
-    /// A namespace of the test's own, whose pods may do anything, and which goes with the test.
-    pub async fn namespace(&'static self) -> Place {
+    /// A namespace of the test's own, which goes with the test. Its level is there from the beginning: the API server
+    /// learns of a later one in its own time.
+    pub async fn namespace(&'static self, level: Level) -> Place {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let client = self.client().await;
-        let namespace = serde_json::from_value(json!({ "metadata": { "name": name } })).expect("a namespace");
+        let labels = json!({ "pod-security.kubernetes.io/enforce": level.name() });
+        let namespace = json!({ "metadata": { "name": name, "labels": labels } });
+        let namespace = serde_json::from_value(namespace).expect("a namespace");
         Api::<Namespace>::all(client.clone())
             .create(&PostParams::default(), &namespace)
             .await
