@@ -10,6 +10,7 @@ mod builders;
 mod buildpacks;
 mod built_images;
 mod cli_reference;
+mod cluster;
 mod cluster_store;
 mod command_line;
 mod crashes;

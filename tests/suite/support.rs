@@ -10,10 +10,12 @@ use std::{
 };
 
 mod bucket;
+pub mod cluster;
 mod daemon;
 mod http;
 
 pub use bucket::{ACCESS, Bucket, Proxy, SECRET, files, keys, open};
+pub use cluster::cluster;
 pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
 pub use http::{get, request};
 

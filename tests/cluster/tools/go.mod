@@ -1,0 +1,3 @@
+module epiniod.test/cluster/tools
+
+go 1.24.0
