@@ -42,13 +42,18 @@ pub(super) fn new(places: &Places, object: &Object, mark: &Mark) -> Result<Dynam
     if form == Form::Secret {
         target.data["type"] = json!(SECRET_TYPE);
     }
+    take(&mut target, places, object, mark)?;
+    Ok(target)
+}
+
+/// Makes an object one of this installation.
+pub(super) fn take(target: &mut DynamicObject, places: &Places, object: &Object, mark: &Mark) -> Result<(), Error> {
     let labels = target.metadata.labels.get_or_insert_default();
     labels.extend(places.labels(object.key.kind.as_str(), &object.key.namespace));
-    if form == Form::Namespace {
-        labels.insert(POD_SECURITY.to_owned(), "restricted".to_owned());
+    if object.key.kind == Kind::Namespace {
+        labels.entry(POD_SECURITY.to_owned()).or_insert_with(|| "restricted".to_owned());
     }
-    fill(&mut target, object, mark)?;
-    Ok(target)
+    fill(target, object, mark)
 }
 
 /// Writes an object over what is there; what others added to it stays.

@@ -126,6 +126,8 @@ impl Watched {
                 Err(error) => {
                     let kind = self.kind.as_str();
                     tracing::warn!(kind, %error, "watching the cluster failed; it is begun again");
+                    // Nobody waits for a watch that may not be had; when there is one it tells all that there is.
+                    self.standing.send_replace(true);
                 }
             }
         }
