@@ -24,7 +24,7 @@ mod status;
 mod watchers;
 mod write;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use kube::api::{DynamicObject, ListParams};
@@ -66,6 +66,8 @@ pub struct KubeStore {
 const PAGE: u32 = 500;
 /// Between reading an application and reading its environment both may have changed; not for ever.
 const READS: usize = 10;
+/// Between the writing of an environment and of the application that names it there is less.
+const ABOUT_TO_BE_NAMED: Duration = Duration::from_secs(3600);
 
 impl KubeStore {
     /// Asks for one object of each form: a missing definition or permission is known before anything depends on it.
@@ -85,9 +87,13 @@ impl KubeStore {
             let found = call(|| api.list(&one)).await;
             found.map_err(|failure| failure.into_error(format!("opening the store ({}s)", kind.as_str())))?;
         }
-        let apps = store.list_found(Kind::App, None).await?;
-        store.environments.sweep(&apps.into_iter().filter_map(|found| found.environment).collect()).await?;
+        store.sweep(ABOUT_TO_BE_NAMED).await?;
         Ok(Arc::new(store))
+    }
+
+    /// Deletes environments that are older than this and belong to no application: writes that a crash interrupted.
+    pub async fn sweep(&self, older_than: Duration) -> Result<(), Error> {
+        self.environments.sweep(older_than).await
     }
 
     /// The object as Kubernetes has it. What others made under its name does not count, nor a namespace that is going.

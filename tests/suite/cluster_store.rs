@@ -107,6 +107,15 @@ async fn an_application_is_seen_by_kubectl_and_its_environment_is_not() {
     store.announce(&namespace, &name, failed);
     wait_until("the same event is counted", Duration::from_secs(20), || seen("(x2 over"));
 
+    let (known, here) = (secrets(), place.system.as_str());
+    let copied = place.kubectl(&["get", "-n", here, known.trim(), "-o", "yaml"]);
+    place.kubectl_with(&["create", "-f", "-"], &copied.replace("  name: environment", "  name: left-by-a-crash"));
+    place.open().await;
+    assert_eq!(secrets().lines().count(), 2, "what is new is left alone");
+    store.sweep(Duration::ZERO).await.unwrap();
+    assert_eq!(secrets(), known, "what no application names is swept away, and nothing else");
+    assert_eq!(objects.require::<App>(&key).await.unwrap().value, stored.value);
+
     objects.delete(&key).await.unwrap();
     assert_eq!(secrets(), "", "the environment goes with its application");
 }

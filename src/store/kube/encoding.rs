@@ -8,7 +8,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kube::api::DynamicObject;
+use kube::api::{DynamicObject, ObjectMeta};
 use serde_json::{Value, json};
 
 use super::places::{self, Form, Places};
@@ -113,7 +113,7 @@ pub(super) fn read(kind: Kind, found: &DynamicObject) -> Result<Found, Error> {
     };
     let schema = u32::try_from(number(SCHEMA)?).map_err(|_| damaged("its schema"))?;
     let object = Object { key, uid: required(UID)?, version: number(VERSION)?, schema, body };
-    Ok(Found { object, write: note(WRITE).unwrap_or_default(), environment: note(ENVIRONMENT) })
+    Ok(Found { object, write: note(WRITE).unwrap_or_default(), environment: environment(&found.metadata) })
 }
 
 /// What it is called by us.
@@ -125,6 +125,11 @@ pub(super) fn key(kind: Kind, found: &DynamicObject) -> Option<Key> {
 /// Which write it is of.
 pub(super) fn version(found: &DynamicObject) -> Option<String> {
     found.metadata.annotations.as_ref()?.get(VERSION).cloned()
+}
+
+/// The Secret with an application's environment.
+pub(super) fn environment(metadata: &ObjectMeta) -> Option<String> {
+    metadata.annotations.as_ref()?.get(ENVIRONMENT).cloned()
 }
 
 /// One entry of a Secret.

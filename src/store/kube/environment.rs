@@ -80,16 +80,41 @@ impl Environments {
         Ok(secrets.into_iter().filter_map(named).collect())
     }
 
-    /// Deletes what no application names, unless it is so new that one is perhaps about to.
-    pub async fn sweep(&self, named: &HashSet<String>) -> Result<(), Error> {
-        let before = Timestamp::now() - ABOUT_TO_BE_NAMED;
+    /// Deletes what no application names and is older than this; of what is new, one is perhaps about to be named.
+    pub async fn sweep(&self, older_than: Duration) -> Result<(), Error> {
+        let named = self.named().await?;
+        let before = Timestamp::now() - older_than;
         for secret in self.secrets(None).await? {
-            let is_old = secret.metadata.creation_timestamp.is_some_and(|created| created.0 < before);
+            let is_old = secret.metadata.creation_timestamp.is_some_and(|created| created.0 <= before);
             if let Some(name) = secret.metadata.name.filter(|name| is_old && !named.contains(name)) {
+                tracing::info!(secret = name, "an environment that no application has is deleted");
                 self.forget(Some(name)).await;
             }
         }
         Ok(())
+    }
+
+    /// What any application names, also one whose labels somebody has changed.
+    async fn named(&self) -> Result<HashSet<String>, Error> {
+        let api = self.places.api_of_all(Kind::App, None);
+        let mut params = ListParams::default().limit(PAGE);
+        let mut named = HashSet::new();
+        loop {
+            // A list that is begun again only adds.
+            let page = match call(|| api.list_metadata(&params)).await {
+                Ok(page) => page,
+                Err(failure) if failure.is_expired() && params.continue_token.is_some() => {
+                    params.continue_token = None;
+                    continue;
+                }
+                Err(failure) => return Err(failure.into_error("listing apps")),
+            };
+            named.extend(page.items.iter().filter_map(|found| encoding::environment(&found.metadata)));
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                return Ok(named);
+            }
+        }
     }
 
     async fn secrets(&self, namespace: Option<&str>) -> Result<Vec<DynamicObject>, Error> {
@@ -171,7 +196,5 @@ fn value(secret: &DynamicObject) -> Option<Value> {
 /// The label's kind of these Secrets.
 const KIND: &str = "environment";
 const ENTRY: &str = "environment";
-/// Between the writing of a Secret and of the application that names it there is less.
-const ABOUT_TO_BE_NAMED: Duration = Duration::from_secs(3600);
 /// Of the body of an application.
 const FIELD: &str = "environment";
