@@ -132,5 +132,5 @@ fn reason(url: &str, error: &kube::Error) -> String {
 
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(15);
-/// Watches end after 60 s by themselves.
-const SILENCE: Duration = Duration::from_secs(75);
+/// Watches end after 30 s by themselves.
+const SILENCE: Duration = Duration::from_secs(40);

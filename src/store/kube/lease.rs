@@ -250,4 +250,4 @@ async fn within<T>(deadline: Duration, request: impl Future<Output = kube::Resul
 }
 
 const LEASE: &str = "epiniod";
-const WATCH_SECONDS: u32 = 60;
+const WATCH_SECONDS: u32 = 30;

@@ -183,4 +183,4 @@ impl Watched {
 const BUFFER: usize = 1024;
 const BEGIN: Duration = Duration::from_secs(30);
 /// A connection that died without a word is noticed after this.
-const WATCH_SECONDS: u32 = 60;
+const WATCH_SECONDS: u32 = 30;
