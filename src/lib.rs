@@ -78,7 +78,9 @@
 //!
 //! Everything durable is either a blob (content by digest, never changed) or an object of at most 256
 //! KiB with a version for compare-and-swap, never a transaction over several, so that the Kubernetes API can
-//! be a backend. Blobs are on disk, or in a bucket of S3 that belongs to one daemon; who needs a file of one gets a copy whose
+//! be a backend. In a cluster it is: an application is a custom resource that `kubectl get apps` shows, a namespace is the
+//! Kubernetes namespace, all else is a Secret or ConfigMap of the daemon's namespace, and a Lease says which of several
+//! daemons leads. Blobs are on disk, or in a bucket of S3 that belongs to one daemon; who needs a file of one gets a copy whose
 //! hash was right. On disk a journal is in front of sled: every write is appended and synced before
 //! it is acknowledged, and sled can always be rebuilt from it.
 //!

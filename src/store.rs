@@ -20,7 +20,7 @@ use async_trait::async_trait;
 pub use disk::DiskStore;
 pub use kube::{
     Announcement, AppStatus, Cluster, Election, KubeConfig, KubeStore, Leadership, Severity, Terms, connect,
-    definition, install_definition,
+    definition, install_definition, rights,
 };
 pub use object::{Event, Key, Kind, Object, Page, Slice};
 pub use resource::{Objects, Resource, Stored};
@@ -45,7 +45,7 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error::NotFound`].
     async fn delete(&self, key: &Key, version: Option<u64>) -> Result<(), Error>;
 
-    /// Every later change of objects of this kind. A slow reader gets `Lagged` and has to list again.
+    /// Every change of objects of this kind that what is read from now on does not have yet. A slow reader gets `Lagged` and has to list again.
     fn watch(&self, kind: Kind) -> tokio::sync::broadcast::Receiver<Event>;
 }
 

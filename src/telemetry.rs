@@ -26,6 +26,10 @@ pub fn init(filter: &str, format: Format) {
         Ok(parsed) => (parsed, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
+    let parsed = match REPEATED.parse() {
+        Ok(directive) if !filter.contains("kube_client") => parsed.add_directive(directive),
+        _ => parsed,
+    };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     // A second start in one process changes nothing.
@@ -37,6 +41,9 @@ pub fn init(filter: &str, format: Format) {
         tracing::warn!(filter, %error, "the log filter is not valid; logging 'info'");
     }
 }
+
+/// The client of Kubernetes logs every answer that is an error; who asked says what it means.
+const REPEATED: &str = "kube_client::client::builder=off";
 
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -39,6 +39,7 @@ async fn two_daemons_may_write_the_same_object_and_one_sees_what_the_other_did()
     let key = Key { kind: Kind::Base, namespace: String::new(), name: "counter".to_owned() };
     let mut changes = stores[1].watch(Kind::Base);
     let object = Object { key, uid: String::new(), version: 0, schema: 1, body: json!({ "value": 0 }) };
+    assert_eq!(stores[1].get(&object.key).await.unwrap(), None);
     let creations = stores.iter().map(|store| store.put(object.clone()));
     let created = futures::future::join_all(creations).await;
     assert_eq!(created.iter().filter(|created| created.is_ok()).count(), 1, "one creates it: {created:?}");
@@ -66,7 +67,7 @@ async fn an_application_is_seen_by_kubectl_and_its_environment_is_not() {
     let mut stored = objects.create(&app).await.unwrap();
     let key = Key::app(&namespace, &name);
     assert_eq!(objects.require::<App>(&key).await.unwrap(), stored);
-    let secrets = || place.kubectl(&["get", "secrets", "-n", namespace.as_str(), "-o", "name"]);
+    let secrets = || place.kubectl(&["get", "secrets", "-n", &place.system, "-o", "name"]);
     let first = secrets();
     assert_eq!(first.lines().count(), 1, "{first}");
     stored.value.instances = 3;
@@ -86,7 +87,7 @@ async fn an_application_is_seen_by_kubectl_and_its_environment_is_not() {
     };
     store.set_status(&namespace, &name, &status).await.unwrap();
     assert_eq!(objects.update(&stored).await.unwrap().value, stored.value, "a status changes no version");
-    let table = place.kubectl(&["get", "apps.epiniod.dev", "-n", namespace.as_str()]);
+    let table = place.kubectl(&["get", "apps", "-n", namespace.as_str()]);
     let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().take(5).collect();
     assert_eq!(row, ["web", "Running", "2", "3", "web.example.com"], "{table}");
     let whole = place.kubectl(&["get", "apps.epiniod.dev", "web", "-n", namespace.as_str(), "-o", "yaml"]);
@@ -98,13 +99,22 @@ async fn an_application_is_seen_by_kubectl_and_its_environment_is_not() {
         note: "no buildpack wants it".to_owned(),
     };
     let seen = |times: &str| {
-        let text = place.kubectl(&["describe", "apps.epiniod.dev", "web", "-n", namespace.as_str()]);
+        let text = place.kubectl(&["describe", "app", "web", "-n", namespace.as_str()]);
         text.contains("StagingFailed") && text.contains("no buildpack wants it") && text.contains(times)
     };
     store.announce(&namespace, &name, failed.clone());
     wait_until("kubectl describes the event", Duration::from_secs(20), || seen("StagingFailed"));
     store.announce(&namespace, &name, failed);
     wait_until("the same event is counted", Duration::from_secs(20), || seen("(x2 over"));
+
+    let (known, here) = (secrets(), place.system.as_str());
+    let copied = place.kubectl(&["get", "-n", here, known.trim(), "-o", "yaml"]);
+    place.kubectl_with(&["create", "-f", "-"], &copied.replace("  name: environment", "  name: left-by-a-crash"));
+    place.open().await;
+    assert_eq!(secrets().lines().count(), 2, "what is new is left alone");
+    store.sweep(Duration::ZERO).await.unwrap();
+    assert_eq!(secrets(), known, "what no application names is swept away, and nothing else");
+    assert_eq!(objects.require::<App>(&key).await.unwrap().value, stored.value);
 
     objects.delete(&key).await.unwrap();
     assert_eq!(secrets(), "", "the environment goes with its application");
@@ -128,6 +138,14 @@ async fn namespaces_of_others_are_left_alone_and_own_ones_come_and_go() {
     assert_eq!(store.get(&of(theirs).key).await.unwrap(), None);
     assert!(matches!(store.delete(&of(theirs).key, None).await, Err(Error::NotFound(_))));
     place.kubectl(&["get", "namespace", theirs]);
+
+    place.kubectl(&["label", "namespace", theirs, "app.kubernetes.io/managed-by=epiniod"]);
+    let adopted = store.put(of(theirs)).await.unwrap();
+    assert_eq!(store.get(&adopted.key).await.unwrap(), Some(adopted.clone()), "it was handed over");
+    assert!(matches!(store.put(of(theirs)).await, Err(Error::Conflict(_))));
+    place.kubectl(&["label", "namespace", &place.system, "app.kubernetes.io/managed-by=epiniod"]);
+    assert!(store.put(of(&place.system)).await.is_err(), "the daemon's own is for no application");
+    store.delete(&adopted.key, None).await.unwrap();
 
     let app = Object { key: Key { kind: Kind::App, namespace: mine.clone(), name: "web".to_owned() }, ..of("") };
     let missing = store.put(app.clone()).await.unwrap_err().to_string();
@@ -164,6 +182,41 @@ async fn who_has_no_permission_is_told_which() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rights_that_the_manifest_grants_are_enough() {
+    let Some(place) = Place::make("the rights of a daemon").await else { return };
+    place.grant();
+    let who = place.kubeconfig_as(&format!("system:serviceaccount:{}:epiniod", place.system));
+    let store = place.try_open(who.path()).await.unwrap();
+    let objects = Objects::new(Arc::clone(&store) as SharedStore);
+    let namespaces = place.subject_of(Arc::clone(&store) as SharedStore).await.namespaces;
+    let namespace: Namespace = namespaces[0].parse().unwrap();
+    for kind in Kind::ALL {
+        drop(store.watch(kind));
+        store.list(kind, &everything()).await.unwrap();
+    }
+    let mut app = App::new(namespace.clone(), "web".parse().unwrap(), "admin".to_owned());
+    app.environment.insert("A".parse().unwrap(), "1".to_owned());
+    let mut stored = objects.create(&app).await.unwrap();
+    stored.value.environment.clear();
+    let stored = objects.update(&stored).await.unwrap();
+    let status =
+        AppStatus { state: "Stopped".to_owned(), ready: 0, routes: vec![], message: None, observed_release: None };
+    store.set_status(&namespace, &app.name, &status).await.unwrap();
+    let told = Announcement { severity: Severity::Normal, reason: "Staged".to_owned(), note: "in 3 s".to_owned() };
+    store.announce(&namespace, &app.name, told);
+    wait_until("the event is there", Duration::from_secs(20), || {
+        place.kubectl(&["get", "events", "-n", namespace.as_str()]).contains("Staged")
+    });
+    objects.delete(&Key::app(&namespace, &stored.value.name)).await.unwrap();
+    for name in &namespaces {
+        objects.delete(&Key::namespace(&name.parse().unwrap())).await.unwrap();
+    }
+    let cluster = epiniod::store::connect(Some(who.path())).await.unwrap();
+    let election = epiniod::store::Election::new(&cluster, &place.system, "daemon", epiniod::store::Terms::default());
+    within("it leads", election.win()).await.unwrap().release().await;
+}
+
 /// Copies by hand, and what is changed by hand.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_people_do_by_hand_breaks_nothing_else() {
@@ -177,7 +230,7 @@ async fn what_people_do_by_hand_breaks_nothing_else() {
     let copied = place.kubectl(&["get", "apps.epiniod.dev", "web", "-n", namespace, "-o", "yaml"]);
     place.kubectl_with(&["create", "-f", "-"], &copied.replace("  name: web\n", "  name: copy\n"));
     let all = subject.store.list(Kind::App, &everything()).await.unwrap().objects;
-    assert_eq!(all, [stored.clone()], "a copy is not an application of ours");
+    assert_eq!(all, std::slice::from_ref(&stored), "a copy is not an application of ours");
     let taken = subject.store.put(Object { key: key("copy"), ..object }).await.unwrap_err().to_string();
     assert!(taken.contains("did not make"), "{taken}");
     let patch = r#"{"spec":{"instances":5}}"#;

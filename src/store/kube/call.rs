@@ -200,3 +200,67 @@ const ANSWER: Duration = Duration::from_secs(30);
 const GIVE_UP: Duration = Duration::from_secs(90);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use kube::core::response::StatusDetails;
+    use serde_json::json;
+
+    use super::*;
+
+    fn status(code: u16, reason: &str, message: &str) -> Status {
+        Status::failure(message, reason).with_code(code)
+    }
+
+    fn refused<T>(status: Status) -> kube::Result<T> {
+        Err(kube::Error::Api(status.boxed()))
+    }
+
+    #[tokio::test]
+    async fn only_what_passes_is_asked_again_and_who_asked_knows() {
+        let asked = Cell::new(0);
+        let answer = call(|| {
+            asked.set(asked.get() + 1);
+            let done = asked.get() == 3;
+            async move { if done { Ok("done") } else { refused(status(503, "ServiceUnavailable", "starting")) } }
+        });
+        assert_eq!((answer.await.unwrap(), asked.get()), ("done", 3));
+        let asked = Cell::new(0);
+        let answer = call::<(), _>(|| {
+            asked.set(asked.get() + 1);
+            let is_first = asked.get() == 1;
+            async move {
+                refused(if is_first {
+                    status(500, "InternalError", "leader changed")
+                } else {
+                    status(409, "Conflict", "")
+                })
+            }
+        });
+        let failure = answer.await.unwrap_err();
+        assert!(failure.is_conflict() && failure.may_be_done() && asked.get() == 2, "{failure:?}");
+        let failure = call::<(), _>(|| async { refused(status(409, "AlreadyExists", "")) }).await.unwrap_err();
+        assert!(failure.is_taken() && !failure.is_conflict() && !failure.may_be_done(), "{failure:?}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_next_step() {
+        let of = |status: Status| Failure::of(&kube::Error::Api(status.boxed()));
+        let undefined = of(status(404, "Failed to parse error data", "404 page not found"));
+        assert!(!undefined.is_not_found(), "a kind that is not defined is no object that is not there");
+        let text = undefined.into_error("reading app a/b").to_string();
+        assert!(text.contains("reading app a/b") && text.contains("epiniod install"), "{text}");
+        let details: StatusDetails =
+            serde_json::from_value(json!({ "kind": "namespaces", "name": "web" })).expect("details of a status");
+        let homeless = of(status(404, "NotFound", "").with_details(details));
+        assert!(!homeless.is_not_found());
+        let text = homeless.into_error("writing").to_string();
+        assert!(text.contains("no namespace 'web'") && text.contains("namespace create"), "{text}");
+        assert!(of(status(404, "NotFound", "apps \"b\" not found")).is_not_found());
+        let text =
+            of(status(403, "Forbidden", "User \"u\" cannot get resource \"secrets\"")).into_error("x").to_string();
+        assert!(text.contains("cannot get") && text.contains("grants"), "{text}");
+    }
+}

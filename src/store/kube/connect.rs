@@ -15,7 +15,10 @@ use crate::store::Error;
 /// A cluster that answered.
 #[derive(Clone)]
 pub struct Cluster {
+    /// For streams that may be silent for long (logs, exec): their reader knows when to give up.
     pub(crate) client: Client,
+    /// For calls and watches: a connection that is dead without a word ends.
+    pub(super) calls: Client,
     /// The namespace of the pod or of the kubeconfig's context.
     pub(crate) namespace: String,
 }
@@ -51,9 +54,14 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Cluster, Error> {
     config.default_retry = false;
     let url = config.cluster_url.to_string();
     let namespace = config.default_namespace.clone();
-    let client = Client::try_from(config).map_err(|error| failed(innermost(&error)))?;
-    match tokio::time::timeout(ANSWER, client.apiserver_version()).await {
-        Ok(Ok(_)) => Ok(Cluster { client, namespace }),
+    let make = |config: Config| Client::try_from(config).map_err(|error| failed(innermost(&error)));
+    let client = make(config.clone())?;
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    let calls = make(config)?;
+    let cluster = Cluster { client, calls, namespace };
+    match tokio::time::timeout(ANSWER, cluster.client.apiserver_version()).await {
+        Ok(Ok(_)) => Ok(cluster),
         Ok(Err(error)) => Err(failed(reason(&url, &error))),
         Err(_) => Err(failed(format!("{url} did not answer within {} s", ANSWER.as_secs()))),
     }
@@ -124,3 +132,5 @@ fn reason(url: &str, error: &kube::Error) -> String {
 
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(15);
+/// Watches end after 30 s by themselves.
+const SILENCE: Duration = Duration::from_secs(40);

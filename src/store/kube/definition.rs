@@ -17,6 +17,11 @@ pub fn definition() -> &'static str {
     include_str!("../../../embedded/kubernetes/crd.yaml")
 }
 
+/// What the service account `epiniod` of the namespace `epiniod` may do for the sake of the store.
+pub fn rights() -> &'static str {
+    include_str!("../../../embedded/kubernetes/store-rights.yaml")
+}
+
 /// Defines applications in the cluster, or brings their definition up to date, and waits until it is in force.
 pub async fn install_definition(cluster: &Cluster) -> Result<(), Error> {
     const DOING: &str = "defining applications in the cluster";
@@ -30,7 +35,7 @@ pub async fn install_definition(cluster: &Cluster) -> Result<(), Error> {
         kind: "CustomResourceDefinition".to_owned(),
         plural: "customresourcedefinitions".to_owned(),
     };
-    let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
+    let api: Api<DynamicObject> = Api::all_with(cluster.calls.clone(), &resource);
     let (params, patch) = (PatchParams::apply("epiniod").force(), Patch::Apply(&manifest));
     let applied = call(|| api.patch(&name, &params, &patch)).await;
     applied.map_err(|failure| failure.into_error(DOING))?;

@@ -8,7 +8,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kube::api::DynamicObject;
+use kube::api::{DynamicObject, ObjectMeta};
 use serde_json::{Value, json};
 
 use super::places::{self, Form, Places};
@@ -42,13 +42,18 @@ pub(super) fn new(places: &Places, object: &Object, mark: &Mark) -> Result<Dynam
     if form == Form::Secret {
         target.data["type"] = json!(SECRET_TYPE);
     }
+    take(&mut target, places, object, mark)?;
+    Ok(target)
+}
+
+/// Makes an object one of this installation.
+pub(super) fn take(target: &mut DynamicObject, places: &Places, object: &Object, mark: &Mark) -> Result<(), Error> {
     let labels = target.metadata.labels.get_or_insert_default();
     labels.extend(places.labels(object.key.kind.as_str(), &object.key.namespace));
-    if form == Form::Namespace {
-        labels.insert(POD_SECURITY.to_owned(), "restricted".to_owned());
+    if object.key.kind == Kind::Namespace {
+        labels.entry(POD_SECURITY.to_owned()).or_insert_with(|| "restricted".to_owned());
     }
-    fill(&mut target, object, mark)?;
-    Ok(target)
+    fill(target, object, mark)
 }
 
 /// Writes an object over what is there; what others added to it stays.
@@ -108,7 +113,7 @@ pub(super) fn read(kind: Kind, found: &DynamicObject) -> Result<Found, Error> {
     };
     let schema = u32::try_from(number(SCHEMA)?).map_err(|_| damaged("its schema"))?;
     let object = Object { key, uid: required(UID)?, version: number(VERSION)?, schema, body };
-    Ok(Found { object, write: note(WRITE).unwrap_or_default(), environment: note(ENVIRONMENT) })
+    Ok(Found { object, write: note(WRITE).unwrap_or_default(), environment: environment(&found.metadata) })
 }
 
 /// What it is called by us.
@@ -120,6 +125,11 @@ pub(super) fn key(kind: Kind, found: &DynamicObject) -> Option<Key> {
 /// Which write it is of.
 pub(super) fn version(found: &DynamicObject) -> Option<String> {
     found.metadata.annotations.as_ref()?.get(VERSION).cloned()
+}
+
+/// The Secret with an application's environment.
+pub(super) fn environment(metadata: &ObjectMeta) -> Option<String> {
+    metadata.annotations.as_ref()?.get(ENVIRONMENT).cloned()
 }
 
 /// One entry of a Secret.

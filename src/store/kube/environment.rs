@@ -1,12 +1,19 @@
 //! Environments of applications: in Secrets, for who may see applications may not see passwords.
 //!
 //! An application names the Secret of its environment. A changed environment is a new Secret; then the application is
-//! replaced, which changes both at once; then the old Secret is deleted. What a crash leaves belongs to the application,
-//! and goes with it or its namespace.
+//! replaced, which changes both at once; then the old Secret is deleted. They are in the daemon's namespace, so that it
+//! needs no right to Secrets of others; what a crash leaves there is swept away when a daemon starts.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
-use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api,
+    api::{DeleteParams, DynamicObject, ListParams, PostParams},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -23,8 +30,8 @@ pub(super) struct Environments {
     pub places: Places,
 }
 
-/// By namespace and name of the Secret.
-pub(super) type Listed = HashMap<(String, String), Value>;
+/// By name of the Secret.
+pub(super) type Listed = HashMap<String, Value>;
 
 impl Environments {
     /// Parts a body from its environment, and keeps that: in the Secret that has it already, or in a new one.
@@ -35,7 +42,8 @@ impl Environments {
         {
             return Ok((body, Some(held.to_owned())));
         }
-        let name = format!("{}-environment-{}", object.key.name, &new_uid()[..12]);
+        let Key { namespace, name, .. } = &object.key;
+        let name = format!("environment-{namespace}-{name}-{}", &new_uid()[..12]);
         let mut secret = DynamicObject::new(&name, &Form::Secret.resource());
         let labels = self.places.labels(KIND, &object.key.namespace);
         secret.metadata.labels.get_or_insert_default().extend(labels);
@@ -44,7 +52,7 @@ impl Environments {
             "immutable": true,
             "stringData": { ENTRY: environment.to_string() },
         });
-        let (api, params) = (self.places.api_in(&object.key.namespace, Form::Secret), PostParams::default());
+        let (api, params) = (self.api(), PostParams::default());
         match call(|| api.create(&params, &secret)).await {
             Ok(_) => Ok((body, Some(name))),
             // The name is random: it was made by a request whose answer was lost.
@@ -67,27 +75,63 @@ impl Environments {
 
     /// All environments, of one namespace or of all.
     pub async fn list(&self, namespace: Option<&str>) -> Result<Listed, Error> {
-        let api = match namespace {
-            Some(namespace) => self.places.api_in(namespace, Form::Secret),
-            None => kube::Api::all_with(self.places.client.clone(), &Form::Secret.resource()),
-        };
-        let mut params = ListParams::default().labels(&self.places.selector(KIND, namespace)).limit(PAGE);
-        let mut all = HashMap::new();
+        let secrets = self.secrets(namespace).await?;
+        let named = |secret: DynamicObject| Some((secret.metadata.name.clone()?, value(&secret)?));
+        Ok(secrets.into_iter().filter_map(named).collect())
+    }
+
+    /// Deletes what no application names and is older than this; of what is new, one is perhaps about to be named.
+    pub async fn sweep(&self, older_than: Duration) -> Result<(), Error> {
+        let named = self.named().await?;
+        let before = Timestamp::now() - older_than;
+        for secret in self.secrets(None).await? {
+            let is_old = secret.metadata.creation_timestamp.is_some_and(|created| created.0 <= before);
+            if let Some(name) = secret.metadata.name.filter(|name| is_old && !named.contains(name)) {
+                tracing::info!(secret = name, "an environment that no application has is deleted");
+                self.forget(Some(name)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What any application names, also one whose labels somebody has changed.
+    async fn named(&self) -> Result<HashSet<String>, Error> {
+        let api = self.places.api_of_all(Kind::App, None);
+        let mut params = ListParams::default().limit(PAGE);
+        let mut named = HashSet::new();
         loop {
-            let page = match call(|| api.list(&params)).await {
+            // A list that is begun again only adds.
+            let page = match call(|| api.list_metadata(&params)).await {
                 Ok(page) => page,
                 Err(failure) if failure.is_expired() && params.continue_token.is_some() => {
                     params.continue_token = None;
                     continue;
                 }
+                Err(failure) => return Err(failure.into_error("listing apps")),
+            };
+            named.extend(page.items.iter().filter_map(|found| encoding::environment(&found.metadata)));
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                return Ok(named);
+            }
+        }
+    }
+
+    async fn secrets(&self, namespace: Option<&str>) -> Result<Vec<DynamicObject>, Error> {
+        let api = self.api();
+        let mut params = ListParams::default().labels(&self.places.selector(KIND, namespace)).limit(PAGE);
+        let mut all = Vec::new();
+        loop {
+            let page = match call(|| api.list(&params)).await {
+                Ok(page) => page,
+                Err(failure) if failure.is_expired() && params.continue_token.is_some() => {
+                    params.continue_token = None;
+                    all.clear();
+                    continue;
+                }
                 Err(failure) => return Err(failure.into_error("listing environments")),
             };
-            for secret in page.items {
-                if let Some(environment) = value(&secret) {
-                    let of = (secret.metadata.namespace.unwrap_or_default(), secret.metadata.name.unwrap_or_default());
-                    all.insert(of, environment);
-                }
-            }
+            all.extend(page.items);
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
                 return Ok(all);
@@ -96,9 +140,9 @@ impl Environments {
     }
 
     /// Deletes a Secret that no application names any more. What stays after a failure is in nobody's way.
-    pub async fn forget(&self, of: &Key, secret: Option<String>) {
+    pub async fn forget(&self, secret: Option<String>) {
         let Some(secret) = secret else { return };
-        let (api, params) = (self.places.api_in(&of.namespace, Form::Secret), DeleteParams::default());
+        let (api, params) = (self.api(), DeleteParams::default());
         match call(|| api.delete(&secret, &params)).await {
             Err(failure) if !failure.is_not_found() => {
                 let error = failure.into_error(format!("deleting the Secret {secret}"));
@@ -109,19 +153,23 @@ impl Environments {
     }
 
     async fn read(&self, of: &Key, secret: &str) -> Result<Option<Value>, Error> {
-        let api = self.places.api_in(&of.namespace, Form::Secret);
+        let api = self.api();
         match call(|| api.get(secret)).await {
             Ok(secret) => Ok(value(&secret)),
             Err(failure) if failure.is_not_found() => Ok(None),
             Err(failure) => Err(failure.into_error(format!("reading the environment of {of}"))),
         }
     }
+
+    fn api(&self) -> Api<DynamicObject> {
+        self.places.api_in(&self.places.system, Form::Secret)
+    }
 }
 
 /// The whole object, when its environment is among these.
 pub(super) fn join(found: Found, environments: &Listed) -> Option<Object> {
     let Some(secret) = found.environment else { return Some(found.object) };
-    let environment = environments.get(&(found.object.key.namespace.clone(), secret))?;
+    let environment = environments.get(&secret)?;
     Some(with(found.object, environment.clone()))
 }
 

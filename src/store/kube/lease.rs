@@ -62,7 +62,7 @@ pub struct Election {
 impl Election {
     /// The identity has to be this process's alone, as the name of its pod is.
     pub fn new(cluster: &Cluster, namespace: &str, identity: impl Into<String>, terms: Terms) -> Self {
-        let api = Api::namespaced(cluster.client.clone(), namespace);
+        let api = Api::namespaced(cluster.calls.clone(), namespace);
         Self { api, name: LEASE.to_owned(), identity: identity.into(), terms, observed: None }
     }
 
@@ -250,4 +250,4 @@ async fn within<T>(deadline: Duration, request: impl Future<Output = kube::Resul
 }
 
 const LEASE: &str = "epiniod";
-const WATCH_SECONDS: u32 = 60;
+const WATCH_SECONDS: u32 = 30;

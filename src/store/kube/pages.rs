@@ -22,8 +22,9 @@ impl Rests {
     /// What comes after a page that was handed out a moment ago.
     pub fn take(&self, kind: Kind, page: &Page) -> Option<Vec<Object>> {
         let mark = (kind, page.namespace.clone(), page.after.clone()?);
-        let (since, rest) = self.lock().remove(&mark)?;
-        (since.elapsed() < KEPT).then_some(rest)
+        let mut rests = self.lock();
+        rests.retain(|_, (since, _)| since.elapsed() < KEPT);
+        rests.remove(&mark).map(|(_, rest)| rest)
     }
 
     /// Cuts a page off what is there, and keeps the rest.

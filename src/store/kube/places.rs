@@ -101,6 +101,16 @@ impl Places {
         labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
     }
 
+    /// A namespace that an administrator hands over: labelled as epiniod's, and no installation has it yet.
+    pub fn is_offered(&self, kind: Kind, found: &DynamicObject) -> bool {
+        let labels = found.metadata.labels.as_ref();
+        let label = |name: &str| labels.and_then(|all| all.get(name)).map(String::as_str);
+        let name = found.metadata.name.as_deref();
+        kind == Kind::Namespace
+            && name != Some(&self.system)
+            && (label(MANAGED_BY), label(SYSTEM)) == (Some("epiniod"), None)
+    }
+
     /// Was it made by this installation, as this kind, under this name? Copies that people make by hand are not ours.
     pub fn is_ours(&self, kind: Kind, found: &DynamicObject) -> bool {
         let labels = found.metadata.labels.as_ref();

@@ -126,6 +126,8 @@ impl Watched {
                 Err(error) => {
                     let kind = self.kind.as_str();
                     tracing::warn!(kind, %error, "watching the cluster failed; it is begun again");
+                    // Nobody waits for a watch that may not be had; when there is one it tells all that there is.
+                    self.standing.send_replace(true);
                 }
             }
         }
@@ -181,4 +183,4 @@ impl Watched {
 const BUFFER: usize = 1024;
 const BEGIN: Duration = Duration::from_secs(30);
 /// A connection that died without a word is noticed after this.
-const WATCH_SECONDS: u32 = 60;
+const WATCH_SECONDS: u32 = 30;

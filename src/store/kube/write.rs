@@ -27,7 +27,7 @@ impl KubeStore {
         let mark = Mark { write: new_uid(), environment };
         let created = self.create_with(&Object { body, ..object.clone() }, &mark).await;
         if matches!(created, Err(Error::Conflict(_))) {
-            self.environments.forget(&object.key, mark.environment).await;
+            self.environments.forget(mark.environment).await;
         }
         created.map(|()| object)
     }
@@ -38,26 +38,41 @@ impl KubeStore {
         let params = PostParams::default();
         let patience = Instant::now() + LEAVING;
         loop {
-            let failure = match call(|| api.create(&params, &form)).await {
+            match call(|| api.create(&params, &form)).await {
                 Ok(_) => return Ok(()),
-                Err(failure) if failure.is_taken() => failure,
+                Err(failure) if failure.is_taken() => {}
                 Err(failure) => return Err(Error::from((failure, key))),
-            };
+            }
             let Some(found) = self.find_any(key).await? else { continue };
-            if failure.may_be_done() && encoding::read(key.kind, &found).is_ok_and(|found| found.write == mark.write) {
+            if encoding::read(key.kind, &found).is_ok_and(|found| found.write == mark.write) {
                 return Ok(());
             }
-            if !self.places.is_ours(key.kind, &found) {
-                return Err(foreign(key));
+            if !is_going(key.kind, &found) && !self.places.is_offered(key.kind, &found) {
+                let is_ours = self.places.is_ours(key.kind, &found);
+                return Err(if is_ours { Error::Conflict(key.clone()) } else { foreign(key) });
             }
             if !is_going(key.kind, &found) {
-                return Err(Error::Conflict(key.clone()));
+                match self.adopt(found, object, mark).await? {
+                    Replaced::Done => return Ok(()),
+                    Replaced::Met => continue,
+                }
             }
             if Instant::now() > patience {
                 let cause = "the cluster is still deleting what was in it; try again in a moment".to_owned();
                 return Err(Error::Backend { doing: format!("writing {key}"), cause });
             }
             sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn adopt(&self, mut target: DynamicObject, object: &Object, mark: &Mark) -> Result<Replaced, Error> {
+        encoding::take(&mut target, &self.places, object, mark)?;
+        let (api, name) = (self.places.api(&object.key), places::name(&object.key));
+        let params = PostParams::default();
+        match call(|| api.replace(&name, &params, &target)).await {
+            Ok(_) => Ok(Replaced::Done),
+            Err(failure) if failure.is_conflict() || failure.is_not_found() => Ok(Replaced::Met),
+            Err(failure) => Err(Error::from((failure, &object.key))),
         }
     }
 
@@ -72,13 +87,13 @@ impl KubeStore {
                 Ok(Replaced::Met) => {}
                 Err(error) => {
                     if matches!(error, Error::Conflict(_)) {
-                        self.environments.forget(&object.key, made).await;
+                        self.environments.forget(made).await;
                     }
                     return Err(error);
                 }
             }
         }
-        self.environments.forget(&object.key, made).await;
+        self.environments.forget(made).await;
         Err(Error::Conflict(object.key))
     }
 
@@ -112,7 +127,7 @@ impl KubeStore {
         match call(|| api.replace(&name, &params, &target)).await {
             Ok(_) => {
                 if found.environment != environment {
-                    self.environments.forget(&object.key, found.environment).await;
+                    self.environments.forget(found.environment).await;
                 }
                 Ok(Replaced::Done)
             }
@@ -150,7 +165,7 @@ impl KubeStore {
             let params = DeleteParams { preconditions: Some(only), ..DeleteParams::background() };
             match call(|| api.delete(&name, &params)).await {
                 Ok(_) => {
-                    self.environments.forget(key, environment).await;
+                    self.environments.forget(environment).await;
                     return Ok(());
                 }
                 Err(failure) if failure.is_conflict() || failure.is_not_found() => {
@@ -174,8 +189,8 @@ enum Replaced {
 fn foreign(key: &Key) -> Error {
     let cause = match key.kind {
         Kind::Namespace => format!(
-            "the cluster has a namespace '{}' that this epiniod did not make, and does not take over; choose another name",
-            key.name
+            "the cluster has a namespace '{name}' that this epiniod did not make; choose another name, or hand it over with `kubectl label namespace {name} app.kubernetes.io/managed-by=epiniod`",
+            name = key.name
         ),
         _ => "the cluster has an object of this name that this epiniod did not make; delete it, or choose another name"
             .to_owned(),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::place::{Place, file};
 
 async fn refusal(kubeconfig: &Path) -> String {
-    connect(Some(kubeconfig)).await.err().expect("it cannot be used").to_string()
+    connect(Some(kubeconfig)).await.expect_err("it cannot be used").to_string()
 }
 
 fn kubeconfig(server: &str) -> serde_json::Value {
@@ -50,10 +50,8 @@ async fn a_cluster_that_is_not_the_one_of_the_kubeconfig_is_not_trusted() {
     let text = std::fs::read_to_string(&place.kubeconfig).unwrap();
     let known: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
     let mut stranger = known.clone();
-    let authority = |name: &str| json!(base64_of(&std::fs::read(name).unwrap()));
-    // Its own fixture: any authority that did not sign this cluster.
-    stranger["clusters"][0]["cluster"]["certificate-authority-data"] =
-        authority(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stranger-ca.pem"));
+    let authority = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stranger-ca.pem")).unwrap();
+    stranger["clusters"][0]["cluster"]["certificate-authority-data"] = json!(base64_of(&authority));
     let refused = refusal(file(&stranger.to_string()).path()).await;
     assert!(refused.contains("cannot be trusted") && refused.contains("certificate"), "{refused}");
     let mut expired = known;

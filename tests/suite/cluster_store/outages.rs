@@ -1,6 +1,13 @@
 //! An API server that is away, and answers that are lost: by a line to it that can be cut.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use epiniod::store::{Error, Event, Key, Kind, Object, SharedStore};
 use serde_json::json;
@@ -20,61 +27,77 @@ pub enum Way {
     Cut,
     /// Connections stay; nothing goes through.
     Silent,
-    /// Requests go through; instead of an answer the connection ends.
-    Deaf,
+    /// Requests go through; after so many of them, instead of an answer the connection ends.
+    Deaf {
+        after: usize,
+    },
 }
 
 /// A line to the API server.
 pub struct Line {
     pub address: SocketAddr,
     way: watch::Sender<Way>,
+    requests: Requests,
 }
+
+/// How many there were since the way was set.
+type Requests = Arc<AtomicUsize>;
 
 impl Line {
     pub async fn to(server: &(String, u16)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (way, ways) = watch::channel(Way::Open);
-        let server = server.clone();
+        let (server, requests) = (server.clone(), Requests::default());
+        let counted = Arc::clone(&requests);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (server, ways) = (server.clone(), ways.clone());
                 if *ways.borrow() != Way::Cut {
-                    tokio::spawn(carry(client, server, ways));
+                    tokio::spawn(carry(client, server, ways, Arc::clone(&counted)));
                 }
             }
         });
-        Self { address, way }
+        Self { address, way, requests }
     }
 
     pub fn set(&self, way: Way) {
+        self.requests.store(0, Ordering::SeqCst);
         self.way.send_replace(way);
     }
 }
 
-async fn carry(client: TcpStream, server: (String, u16), mut ways: watch::Receiver<Way>) {
+async fn carry(client: TcpStream, server: (String, u16), mut ways: watch::Receiver<Way>, requests: Requests) {
     let Ok(server) = TcpStream::connect(server).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    let requests = pump(from_client, to_server, ways.clone(), &[Way::Open, Way::Deaf]);
-    let answers = pump(from_server, to_client, ways.clone(), &[Way::Open]);
+    let asking = pump(from_client, to_server, ways.clone(), |_| {
+        requests.fetch_add(1, Ordering::SeqCst);
+        true
+    });
+    let answering = pump(from_server, to_client, ways.clone(), |way| match way {
+        Way::Deaf { after } => requests.load(Ordering::SeqCst) <= after,
+        _ => true,
+    });
     tokio::select! {
-        () = requests => {}
-        () = answers => {}
+        () = asking => {}
+        () = answering => {}
         _ = ways.wait_for(|way| *way == Way::Cut) => {}
     }
 }
 
-async fn pump(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, mut ways: watch::Receiver<Way>, open: &[Way]) {
+async fn pump(
+    mut from: tcp::OwnedReadHalf,
+    mut to: tcp::OwnedWriteHalf,
+    mut ways: watch::Receiver<Way>,
+    mut passes: impl FnMut(Way) -> bool,
+) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if ways.wait_for(|way| *way != Way::Silent).await.is_err() {
+            return;
+        }
         let way = *ways.borrow();
-        if way == Way::Silent && ways.wait_for(|way| *way != Way::Silent).await.is_err() {
-            return;
-        }
-        if way == Way::Deaf && !open.contains(&way) {
-            return;
-        }
-        if to.write_all(&buffer[..read]).await.is_err() {
+        if !passes(way) || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }
@@ -132,40 +155,36 @@ async fn a_write_whose_answer_is_lost_is_done_once() {
     let line = Line::to(&place.server()).await;
     let kubeconfig = place.kubeconfig_by(line.address);
     let store: SharedStore = place.try_open(kubeconfig.path()).await.unwrap();
-    let warm = object("warm").key;
+    let other = object("other").key;
 
-    store.get(&warm).await.unwrap();
-    let created = deaf_for_a_moment(&line, &direct, "a", true, store.put(object("a"))).await.unwrap();
+    store.get(&other).await.unwrap();
+    let created = deaf_for_a_moment(&line, 0, store.put(object("a"))).await.unwrap();
     assert_eq!(direct.get(&created.key).await.unwrap().as_ref(), Some(&created), "it was created once, by us");
     assert!(matches!(store.put(object("a")).await, Err(Error::Conflict(_))), "twice is still refused");
 
-    // One request for each put of this kind reads before: what is lost is the answer to either.
+    // The first request reads, the second writes.
+    store.get(&other).await.unwrap();
     let changed = Object { body: json!({ "changed": true }), ..created.clone() };
-    let changed = deaf_for_a_moment(&line, &direct, "a", true, store.put(changed)).await.unwrap();
+    let changed = deaf_for_a_moment(&line, 1, store.put(changed)).await.unwrap();
     assert_eq!(direct.get(&changed.key).await.unwrap().as_ref(), Some(&changed));
 
-    store.get(&warm).await.unwrap();
-    deaf_for_a_moment(&line, &direct, "a", false, store.delete(&created.key, Some(changed.version))).await.unwrap();
+    store.get(&other).await.unwrap();
+    deaf_for_a_moment(&line, 1, store.delete(&created.key, Some(changed.version))).await.unwrap();
     assert_eq!(direct.get(&created.key).await.unwrap(), None);
 }
 
-/// Loses answers of the API server until the object is there (or not), or for two seconds.
-async fn deaf_for_a_moment<T>(
-    line: &Line,
-    direct: &SharedStore,
-    name: &str,
-    there: bool,
-    request: impl Future<Output = T>,
-) -> T {
-    line.set(Way::Deaf);
+/// Loses answers of the API server for a while, after so many requests.
+async fn deaf_for_a_moment<T>(line: &Line, after: usize, request: impl Future<Output = T>) -> T {
+    line.set(Way::Deaf { after });
     let heal = async {
-        let done = async {
-            while direct.get(&object(name).key).await.unwrap().is_some() != there {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        let lost = async {
+            while line.requests.load(Ordering::SeqCst) <= after {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(300)).await;
         };
-        let _ = tokio::time::timeout(Duration::from_secs(2), done).await;
+        within("the request is sent", lost).await;
+        // The answer comes within this, and is lost.
+        tokio::time::sleep(Duration::from_millis(500)).await;
         line.set(Way::Open);
     };
     let (answer, ()) = within("the request ends", async { tokio::join!(request, heal) }).await;

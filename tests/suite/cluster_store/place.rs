@@ -8,7 +8,7 @@ use std::{
 };
 
 use epiniod::store::{
-    Cluster, Error, Key, Kind, KubeConfig, KubeStore, Object, Store as _, connect, install_definition,
+    Cluster, Error, Key, Kind, KubeConfig, KubeStore, Object, SharedStore, connect, install_definition, rights,
 };
 use serde_json::json;
 
@@ -50,13 +50,22 @@ impl Place {
 
     /// A store, with its two namespaces.
     pub async fn subject(&self) -> Subject {
-        let store = self.open().await;
+        self.subject_of(self.open().await).await
+    }
+
+    pub async fn subject_of(&self, store: SharedStore) -> Subject {
         for name in &self.namespaces {
             let key = Key { kind: Kind::Namespace, namespace: String::new(), name: name.clone() };
             let object = Object { key, uid: String::new(), version: 0, schema: 1, body: json!({ "name": name }) };
             store.put(object).await.unwrap();
         }
         Subject { store, namespaces: self.namespaces.clone() }
+    }
+
+    /// Gives the service account `epiniod` of the system namespace what the manifest says.
+    pub fn grant(&self) {
+        let manifest = rights().replace("namespace: epiniod", &format!("namespace: {}", self.system));
+        self.kubectl_with(&["create", "-f", "-"], &manifest.replace("epiniod-state", &self.system));
     }
 
     /// Runs kubectl, which has to succeed; returns what it says.
@@ -105,12 +114,13 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let delete = |names: &[&String]| {
+        let delete = |what: &str, names: &[&String]| {
             let mut command = Command::new("kubectl");
-            command.arg("--kubeconfig").arg(&self.kubeconfig).args(["delete", "namespace", "--ignore-not-found"]);
+            command.arg("--kubeconfig").arg(&self.kubeconfig).args(["delete", what, "--ignore-not-found"]);
             let _ = command.arg("--wait=false").args(names).stdout(Stdio::null()).status();
         };
-        delete(&[&self.namespaces[0], &self.namespaces[1], &self.system]);
+        delete("namespace", &[&self.namespaces[0], &self.namespaces[1], &self.system]);
+        delete("clusterrole,clusterrolebinding", &[&self.system]);
     }
 }
 
