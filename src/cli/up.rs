@@ -29,8 +29,8 @@ use crate::{
 
 /// The name of this program.
 const NAME: &str = "epiniod";
-/// How long a daemon may take to answer.
-const START: Duration = Duration::from_secs(30);
+/// How long a daemon may take to answer. It waits for object storage for half a minute.
+const START: Duration = Duration::from_secs(45);
 
 #[derive(Debug, Args)]
 pub struct Up {

@@ -52,6 +52,8 @@ pub enum Error {
     Interrupted(#[source] std::io::Error),
     #[error("the store failed")]
     Store(#[from] store::Error),
+    #[error("the object storage does not answer; repeat it in a moment")]
+    Unavailable(#[source] blob::Error),
     #[error("the blob store failed")]
     Blob(#[source] blob::Error),
 }
@@ -60,6 +62,7 @@ impl From<blob::Error> for Error {
     fn from(error: blob::Error) -> Self {
         match error {
             blob::Error::Mismatch { expected, actual } => Self::DigestMismatch { expected, actual },
+            error if error.is_temporary() => Self::Unavailable(error),
             error => Self::Blob(error),
         }
     }
@@ -85,7 +88,7 @@ impl Error {
             Self::PageInvalid => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::Interrupted(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
-            Self::Blob(error) if error.is_temporary() => (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN"),
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN"),
             Self::Store(_) | Self::Blob(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
         }
     }
