@@ -47,6 +47,8 @@
 //!    cached, *detect* asks the buildpacks, without network.
 //! 3. What they require of Debian becomes a pair of base images in [`base`]: one to build on, one to run
 //!    on. A base is named by its exact package versions, made once, and shared.
+//!    With a builder image of others ([`builders`]) that image and its run image take the place of the bases, and
+//!    the buildpacks are asked in the build step.
 //! 4. The *build* step runs the buildpacks as an unprivileged user on the build base. It sees no
 //!    credential: not in its environment, not in a file, not in another process. *Export* then writes the
 //!    image, one pass for each layer, with a token for exactly this repository.

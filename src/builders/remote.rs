@@ -23,6 +23,8 @@ use crate::{
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a registry may be silent.
 const SILENCE: Duration = Duration::from_secs(60);
+/// Loopback, as lists of exceptions from proxies have it.
+const HERE: &str = "127.0.0.0/8,::1,localhost";
 const ACCEPTED: [&str; 4] = [MEDIA_TYPE_MANIFEST, MEDIA_TYPE_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
 
 pub(super) struct Remote {
@@ -36,13 +38,21 @@ pub(super) struct Remote {
 impl Remote {
     pub fn new(reference: &Reference, name: &str, credentials: &Path) -> Result<Self, Error> {
         let registry = reference.resolve_registry();
-        let protocol = if is_here(registry) { ClientProtocol::Http } else { ClientProtocol::Https };
+        let by_where_it_is = match is_here(registry) {
+            // What this says besides is not used: the one way to keep the proxies of the environment out.
+            true => ClientConfig {
+                protocol: ClientProtocol::Http,
+                http_proxy: Some("http://127.0.0.1".to_owned()),
+                no_proxy: Some(HERE.to_owned()),
+                ..ClientConfig::default()
+            },
+            false => ClientConfig { protocol: ClientProtocol::Https, ..ClientConfig::default() },
+        };
         let config = ClientConfig {
-            protocol,
             connect_timeout: Some(CONNECT),
             read_timeout: Some(SILENCE),
             user_agent: concat!("epiniod/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
+            ..by_where_it_is
         };
         let failed = |source| Error::Upstream { image: name.to_owned(), registry: registry.to_owned(), source };
         Ok(Self {

@@ -235,6 +235,7 @@ async fn show(there: &There, name: &AppName, output: Output) -> Result<(), Error
         ("instances", text(&app, "/deployment/status")),
         ("routes", texts(&app, "/configuration/routes").join(", ")),
         ("image", text(&app, "/image_url")),
+        ("builder", text(&app, "/staging/builder")),
         ("staging", text(&app, "/stage_id")),
         ("origin", text(&app, "/origin/path")),
         ("created", text(&app, "/meta/createdAt")),

@@ -46,7 +46,10 @@ Settings file (TOML). Keys, with their defaults where they have one that is not 
   memory_bytes = 1073741824          of each
   millicpus                          no limit
   pids = 1024
-  scratch_bytes = 536870912          what it may write; gone with the instance";
+  scratch_bytes = 536870912          what it may write; gone with the instance
+
+Credentials for registries that builders come from (push --builder): registries.json in the data directory, in
+the format of ~/.docker/config.json";
 
 /// What is logged unless somebody says otherwise.
 const LOG: &str = "info";

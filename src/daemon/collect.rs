@@ -386,6 +386,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_builder_is_kept_as_long_as_a_staging_that_is_kept_was_made_with_it() {
+        let place = Place::new();
+        let id = "0000000000000001";
+        place.app("app").await;
+        place.staging("app", id, None).await;
+        let used = [place.image(builders::BUILDERS, "a").await, place.image(builders::RUN_IMAGES, "a").await];
+        let unused = [place.image(builders::BUILDERS, "b").await, place.image(builders::RUN_IMAGES, "b").await];
+        let images = crate::model::BuilderImages {
+            build: ImageName::new(builders::BUILDERS, used[0][0]),
+            run: ImageName::new(builders::RUN_IMAGES, used[1][0]),
+        };
+        let key = Key::staging(&Namespace::default(), &id.parse().unwrap());
+        let set = |staging: &mut Staging| {
+            let basis = json!({ "builder": "1", "build_packages": [], "run_packages": [], "lock": Digest::of("lock") });
+            let basis: crate::model::Basis = serde_json::from_value(basis).unwrap();
+            staging.basis = Some(crate::model::Basis { images: Some(images.clone()), ..basis });
+        };
+        place.garbage.objects.modify::<Staging>(&key, set).await.unwrap();
+        let tags = || async { place.garbage.registry.tags(builders::BUILDERS).await.unwrap() };
+
+        place.garbage.collect().await.unwrap();
+        assert_eq!(tags().await, ["a", "b"], "what was asked for a moment ago stays");
+        let later = Timestamp::now().as_second() + 1;
+        place.garbage.forget_builders(later).await.unwrap();
+        assert_eq!(tags().await, ["a"]);
+        place.age();
+        place.garbage.collect().await.unwrap();
+        assert!(
+            place.has(&used.concat()).await && !place.has(&unused[0][..1]).await && !place.has(&unused[1][..1]).await
+        );
+    }
+
+    #[tokio::test]
     async fn an_image_that_may_run_outlives_its_repository() {
         let place = Place::new();
         let id = "0000000000000001";

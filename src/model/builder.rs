@@ -22,7 +22,7 @@ pub enum Builder {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BuilderName {
     text: String,
-    place: ImagePlace,
+    place: Box<ImagePlace>,
 }
 
 /// Where an image is that is not in the bundled registry.
@@ -89,7 +89,7 @@ impl FromStr for BuilderName {
             return Err(invalid(format!("it may have {MAX_LENGTH} characters, none of them a control character")));
         }
         let place = text.parse().map_err(invalid)?;
-        Ok(Self { text: text.to_owned(), place })
+        Ok(Self { text: text.to_owned(), place: Box::new(place) })
     }
 }
 
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn names_are_references_or_layouts() {
-        let registry = |text: &str| match text.parse::<BuilderName>().unwrap().place {
+        let registry = |text: &str| match *text.parse::<BuilderName>().unwrap().place {
             ImagePlace::Registry(reference) => reference.whole(),
             place => panic!("{place:?}"),
         };
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(registry("heroku/builder:24"), "docker.io/heroku/builder:24");
         assert_eq!(registry("localhost:5000/b"), "localhost:5000/b:latest");
         assert_eq!(registry(&format!("host.example/a/b@{digest}")), format!("host.example/a/b@{digest}"));
-        let layout = |text: &str| match text.parse::<BuilderName>().unwrap().place {
+        let layout = |text: &str| match *text.parse::<BuilderName>().unwrap().place {
             ImagePlace::Layout { folder, tag } => (folder, tag),
             place => panic!("{place:?}"),
         };

@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use serde_json::json;
 
 use self::house::{GID, Image, UID, Upstream, builder, layout, run_image};
-use crate::support::{Daemon, Packages, RunBy, get, sample, write};
+use crate::support::{Daemon, Packages, RunBy, Surroundings, get, request, sample, write};
 
 /// A daemon that has pushed a sample, and the base of that sample.
 fn daemon_and_base() -> (Daemon, Image) {
@@ -80,6 +80,9 @@ fn an_application_is_built_with_a_builder_from_a_registry_until_it_is_told_other
     let first = format!("the first page as {UID}:{GID} on the first run image with a tool");
     assert_eq!(page(&daemon), first);
     assert_eq!(shown_builder(&daemon), name);
+    let of_image = house::run_image_of(&daemon, "site");
+    assert_eq!(of_image["image"], run_name, "what a rebase looks for is the name that the builder gives");
+    assert!(of_image["reference"].as_str().unwrap().starts_with("127.0.0.1:30500/epiniod/run-images@"), "{of_image}");
 
     // Nothing says the builder again: it stays the application's.
     has(&push(&daemon, &source, &[], true), &["nothing changed since staging", "builder and run image are the same"]);
@@ -170,7 +173,7 @@ fn what_is_no_builder_for_this_machine_is_refused_with_the_reason() {
         let said = push(&daemon, &source, &["--builder", wrong], false);
         has(&said, &[wrong, "is not valid"]);
     }
-    let answer = crate::support::request(&[
+    let answer = request(&[
         "-u",
         &format!("admin:{}", daemon.password),
         "-T",
@@ -188,7 +191,11 @@ fn what_is_no_builder_for_this_machine_is_refused_with_the_reason() {
 
 #[test]
 fn a_builder_whose_labels_say_nothing_of_it_has_a_file_that_names_its_run_image() {
-    let (daemon, base) = daemon_and_base();
+    let (_daemon, base) = daemon_and_base();
+    // Registries on this machine are not behind the proxy of its user.
+    let environment = vec![("http_proxy", "http://127.0.0.1:9".to_owned())];
+    let surroundings = Surroundings { environment, ..Surroundings::default() };
+    let daemon = Daemon::start_in(surroundings, Packages::Shared, RunBy::Caller);
     let upstream = Upstream::start();
     upstream.let_read(&daemon);
     let run_name = upstream.name("test/run:1");
@@ -202,4 +209,40 @@ fn a_builder_whose_labels_say_nothing_of_it_has_a_file_that_names_its_run_image(
     application(&source);
     push(&daemon, &source, &["--builder", &upstream.name("test/builder:1")], true);
     has(&page(&daemon), &["on the run image of a file"]);
+}
+
+#[test]
+fn the_api_sets_the_builder_of_an_application_and_takes_one_with_a_staging() {
+    let (daemon, base) = daemon_and_base();
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let run_name = "registry.invalid/test/run:1";
+    let run = run_image(&base, "a run image");
+    layout(folder.path(), &[("24", &builder(&base, run_name)), (run_name, &run)]);
+    let name = format!("oci:{}:24", folder.path().display());
+    let source = daemon.dir().join("source");
+    application(&source);
+    push(&daemon, &source, &["--builder", &name], true);
+    let call = |method: &str, path: &str, body: &serde_json::Value| {
+        let (user, url) = (format!("admin:{}", daemon.password), daemon.api(&format!("/api/v1{path}")));
+        let answer = request(&["-u", &user, "-X", method, "-d", &body.to_string(), &url]).unwrap();
+        (answer.status, answer.body)
+    };
+    let app = "/namespaces/workspace/applications/site";
+    assert_eq!(call("PATCH", app, &json!({ "builderimage": "default", "restart": false })).0, 200);
+    assert_eq!(shown_builder(&daemon), "default");
+    let (status, body) = call("PATCH", app, &json!({ "builderimage": "A B" }));
+    assert!(status == 400 && body.contains("builder 'A B' is not valid"), "{status} {body}");
+
+    let staging = |body: serde_json::Value| {
+        let (status, body) = call("POST", &format!("{app}/stage"), &body);
+        assert_eq!(status, 200, "{body}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let id = body["stage"]["id"].as_str().unwrap().to_owned();
+        call("GET", &format!("/namespaces/workspace/staging/{id}/complete"), &json!({}))
+    };
+    let (status, body) = staging(json!({ "app": { "name": "site" } }));
+    assert!(status == 500 && body.contains("no buildpack takes this source"), "the embedded builder: {status} {body}");
+    assert_eq!(staging(json!({ "app": { "name": "site" }, "builderimage": name })).0, 200);
+    assert_eq!(shown_builder(&daemon), name);
+    assert_eq!(staging(json!({ "app": { "name": "site" }, "builderimage": "" })).0, 200, "the one of before");
 }

@@ -74,14 +74,17 @@ mod tests {
 
     #[test]
     fn wishes_are_read_from_the_query() {
-        let wishes = wishes("instances=2&env=A=b%20c&env=B=&route=x.example.com&path=%2Fhome").unwrap();
+        let wishes =
+            wishes("instances=2&env=A=b%20c&env=B=&route=x.example.com&path=%2Fhome&builder=heroku/builder:24")
+                .unwrap();
         let change = wishes.change;
         let environment = change.environment.unwrap();
         assert_eq!(environment[&"A".parse().unwrap()], "b c");
         assert_eq!(environment[&"B".parse().unwrap()], "");
+        assert_eq!(change.builder.unwrap().to_string(), "heroku/builder:24");
         assert_eq!((change.instances, change.routes.unwrap().len()), (Some(2), 1));
         assert_eq!(wishes.origin, Some(Origin::Path { path: "/home".to_owned(), archive: false }));
-        for wrong in ["instances=x", "env=A", "env=1=x", "env=A=%00", "nonsense=1", "route=%zz"] {
+        for wrong in ["instances=x", "env=A", "env=1=x", "env=A=%00", "nonsense=1", "route=%zz", "builder=A"] {
             assert!(super::wishes(wrong).is_err(), "{wrong}");
         }
     }

@@ -51,15 +51,8 @@ pub struct Image {
 impl Image {
     /// A root file system with a shell and little else: the run base of a sample that was pushed.
     pub fn base(daemon: &Daemon, app: &str) -> Self {
-        let shown = daemon.run(["apps", "show", app, "--output", "json"]);
-        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-        let digest_in = |text: &str| text.rsplit_once('@').unwrap().1.parse::<Digest>().unwrap();
         let read = |digest: &Digest| fs::read(blob(daemon, digest)).unwrap();
-        let app: Manifest = serde_json::from_slice(&read(&digest_in(shown["image_url"].as_str().unwrap()))).unwrap();
-        let config: ConfigFile = serde_json::from_slice(&read(&app.config.digest)).unwrap();
-        let label = &config.config.labels.unwrap()["io.buildpacks.lifecycle.metadata"];
-        let label: serde_json::Value = serde_json::from_str(label).unwrap();
-        let base = digest_in(label["runImage"]["reference"].as_str().unwrap());
+        let base = digest_in(run_image_of(daemon, app)["reference"].as_str().unwrap());
         let manifest: Manifest = serde_json::from_slice(&read(&base)).unwrap();
         let config: ConfigFile = serde_json::from_slice(&read(&manifest.config.digest)).unwrap();
         let layers = manifest.layers.into_iter().zip(&config.rootfs.diff_ids).map(|(blob, diff_id)| {
@@ -103,6 +96,22 @@ impl Image {
         let layers = self.layers.iter().map(|(layer, _)| layer.blob.clone()).collect();
         (config, serde_json::to_vec(&Manifest::image(descriptor, layers)).unwrap())
     }
+}
+
+/// What the label of an application's image says of its run image.
+pub fn run_image_of(daemon: &Daemon, app: &str) -> serde_json::Value {
+    let shown = daemon.run(["apps", "show", app, "--output", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let read = |digest: &Digest| fs::read(blob(daemon, digest)).unwrap();
+    let app: Manifest = serde_json::from_slice(&read(&digest_in(shown["image_url"].as_str().unwrap()))).unwrap();
+    let config: ConfigFile = serde_json::from_slice(&read(&app.config.digest)).unwrap();
+    let label = &config.config.labels.unwrap()["io.buildpacks.lifecycle.metadata"];
+    let label: serde_json::Value = serde_json::from_str(label).unwrap();
+    label["runImage"].clone()
+}
+
+fn digest_in(name: &str) -> Digest {
+    name.rsplit_once('@').unwrap().1.parse().unwrap()
 }
 
 /// The run image: what a base has, and a mark.
