@@ -31,7 +31,7 @@
 //! | [`base`] | base images from Debian packages |
 //! | [`builders`] | builder images of others, copied into the registry with their run images |
 //! | [`auth`] | users, passwords, tokens |
-//! | [`runtime`] | where things run: jobs of steps, and workloads; here the local sandbox |
+//! | [`runtime`] | where things run: jobs of steps, and workloads; in sandboxes of this machine, or in a cluster |
 //! | [`launcher`] | the small program in every application image |
 //! | [`oci`] | manifests, one-pass layers, the registry and its client |
 //! | [`blob`], [`store`] | content by digest, and small typed objects with compare-and-swap |
@@ -67,6 +67,24 @@
 //!    the fewest requests in flight, and counts the request until its body (or websocket) has ended.
 //! 3. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
 //!    another. Where nothing serves, a plain page says why.
+//!
+//! # In a cluster
+//!
+//! The daemon is a pod, or runs beside the cluster with a kubeconfig. The walk is the same, in other places:
+//!
+//! 1. Detection by the embedded buildpacks runs no code of the application, so it is two processes beside the daemon. What it
+//!    finds decides the images, and then one Job is made: *prepare* and *build* are init containers, *export* is the
+//!    container. Volumes are empty folders of the pod; our own program is copied into one, so that it runs on any builder's
+//!    image. Each container has its own specification, mounted from a Secret into this container alone; the one of the
+//!    build has no credential in it.
+//! 2. The Job goes on without a daemon. One that starts again finds it, reads its log on from where the log of the staging
+//!    ends, and takes its image. Only a staging that is given up deletes its Job.
+//! 3. The kubelet pulls from the daemon's registry under the name that images have everywhere, `127.0.0.1:30500`, which a
+//!    NodePort answers, with a token for its namespace's repositories. The daemon's own image is there as well.
+//! 4. A release is what the one Deployment of the application is at. The cluster rolls it, pod by pod; when it does not come
+//!    up within the health gate's time, the Deployment goes back to the pod template of the release before.
+//! 5. Where there is an ingress class, each application gets an Ingress; where there is none, the daemon's own edge
+//!    routes to the addresses of pods.
 //!
 //! # What a sandbox reaches
 //!
