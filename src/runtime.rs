@@ -42,6 +42,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// The instances of a workload; none when nothing is known of it.
     async fn status(&self, id: &ReleaseId) -> Result<Option<WorkloadStatus>, Error>;
 
+    /// How a release takes the place of the one before.
+    fn rollout(&self) -> Rollout;
+
+    /// The instances that may get the requests of an application that is at this release.
+    async fn serving(&self, id: &ReleaseId) -> Result<Vec<Instance>, Error>;
+
     /// All workloads that something is left of.
     async fn workloads(&self) -> Result<Vec<ReleaseId>, Error>;
 
@@ -82,6 +88,15 @@ pub struct Job {
     pub steps: Vec<Step>,
     /// Lines of each step that the log has of an attempt before, for a runtime that goes on with it.
     pub seen: BTreeMap<String, usize>,
+}
+
+/// How releases follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rollout {
+    /// Both run until the older is removed: whoever routes moves the traffic, and waits until instances are idle.
+    SideBySide,
+    /// Instance by instance: the runtime takes an old one away when a new one is ready, and gives it time to be left.
+    InPlace,
 }
 
 /// The origin of the line that says that a job begins anew.

@@ -14,7 +14,7 @@ use crate::{
         App, AppChange, AppName, ImageName, Namespace, Origin, Release, ReleaseId, ReleaseState, Route, StageId,
         Staging, StagingState, Timestamp,
     },
-    runtime::{Ended, InstanceState, Workload},
+    runtime::{Ended, InstanceState, Rollout, Workload},
     store::{self, Key},
     telemetry::chain,
 };
@@ -242,7 +242,10 @@ impl Apps {
             .await?;
         let release = self.settle(&release.id, ReleaseState::Active).await?;
         let old = before.map(|number| release_id(app, number));
-        let leaving = old.as_ref().map(|id| self.backends_of(id)).unwrap_or_default();
+        let leaving = match (&old, self.runtime.rollout()) {
+            (Some(id), Rollout::SideBySide) => self.backends_of(id),
+            _ => Vec::new(),
+        };
         let _retiring = old.as_ref().map(|id| self.in_transit.hold(id));
         self.refresh().await?;
         if let Some(id) = old {

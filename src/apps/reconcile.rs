@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Apps, Backend, Error, Target, deploy::describe, release_id};
 use crate::{
     model::{App, AppName, Namespace, Release, ReleaseId, ReleaseState, Route},
-    runtime::{Instance, InstanceState},
+    runtime::{Instance, InstanceState, Rollout},
     store::Key,
     telemetry::chain,
 };
@@ -192,10 +192,15 @@ impl Apps {
             let reason = app.failure.clone().unwrap_or_else(|| "it has not been deployed yet".to_owned());
             return Ok(Target { release: id, backends: Vec::new(), reason: Some(reason) });
         }
-        let instances = self.runtime.status(&id).await?.unwrap_or_default().instances;
+        let instances = self.runtime.serving(&id).await?;
+        // Those that are too many are idle before they are stopped, where that is ours to see to.
+        let most = match self.runtime.rollout() {
+            Rollout::SideBySide => app.instances as usize,
+            Rollout::InPlace => instances.len(),
+        };
         let backends: Vec<_> = instances
             .iter()
-            .take(app.instances as usize)
+            .take(most)
             .filter_map(|instance| match &instance.state {
                 InstanceState::Ready { address } => Some(self.backend(&id, &instance.name, *address)),
                 _ => None,
@@ -222,6 +227,9 @@ impl Apps {
 
     /// The backends beyond the number of instances that an application should have.
     pub(super) fn surplus_backends(&self, app: &App, id: &ReleaseId) -> Vec<Arc<Backend>> {
+        if self.runtime.rollout() == Rollout::InPlace {
+            return Vec::new();
+        }
         let mut backends = self.backends_of(id);
         backends.sort_by_key(|backend| index_of(&backend.instance));
         backends.split_off(backends.len().min(app.instances as usize))

@@ -209,7 +209,8 @@ mod tests {
         model::{ReleaseId, Route},
         oci::{Descriptor, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER_TAR, Manifest},
         runtime::{
-            self, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus,
+            self, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, StepOutcome, Volumes, Workload,
+            WorkloadStatus,
         },
         store::DiskStore,
     };
@@ -221,6 +222,14 @@ mod tests {
     impl Runtime for Idle {
         fn volumes(&self) -> Volumes {
             Volumes::OfTheJob
+        }
+
+        fn rollout(&self) -> Rollout {
+            Rollout::SideBySide
+        }
+
+        async fn serving(&self, _id: &ReleaseId) -> Result<Vec<Instance>, runtime::Error> {
+            Ok(Vec::new())
         }
 
         async fn expose(&self, _routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), runtime::Error> {

@@ -39,7 +39,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::observe::Observed;
 pub use self::step::run_role;
-use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
+use super::{
+    Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, StepOutcome, Volumes, Workload,
+    WorkloadStatus,
+};
 use crate::{
     blob::SharedBlobs,
     model::{AppName, ImageName, Namespace, REGISTRY_NAME, ReleaseId, Route},
@@ -147,6 +150,15 @@ impl Runtime for KubeRuntime {
 
     async fn status(&self, id: &ReleaseId) -> Result<Option<WorkloadStatus>, Error> {
         Ok(self.cluster.observed.status(id))
+    }
+
+    fn rollout(&self) -> Rollout {
+        Rollout::InPlace
+    }
+
+    /// While a release takes the place of another, pods of both.
+    async fn serving(&self, id: &ReleaseId) -> Result<Vec<Instance>, Error> {
+        Ok(self.cluster.observed.instances_of(&id.namespace, &id.app))
     }
 
     async fn workloads(&self) -> Result<Vec<ReleaseId>, Error> {

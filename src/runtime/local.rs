@@ -51,7 +51,10 @@ use self::{
     network::Connection,
     spec::{Ids, User},
 };
-use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
+use super::{
+    Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, StepOutcome, Volumes, Workload,
+    WorkloadStatus,
+};
 use crate::{
     blob::SharedBlobs,
     launcher,
@@ -148,6 +151,14 @@ impl Runtime for LocalRuntime {
 
     async fn status(&self, id: &ReleaseId) -> Result<Option<WorkloadStatus>, Error> {
         Ok(self.instances.status(id))
+    }
+
+    fn rollout(&self) -> Rollout {
+        Rollout::SideBySide
+    }
+
+    async fn serving(&self, id: &ReleaseId) -> Result<Vec<Instance>, Error> {
+        Ok(self.instances.status(id).unwrap_or_default().instances)
     }
 
     async fn workloads(&self) -> Result<Vec<ReleaseId>, Error> {

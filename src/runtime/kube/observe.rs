@@ -78,6 +78,10 @@ impl Observed {
         })
     }
 
+    pub fn instances_of(&self, namespace: &Namespace, app: &AppName) -> Vec<Instance> {
+        self.pods_of(namespace, app).iter().map(|pod| instance(pod)).collect()
+    }
+
     pub fn pods_of_release(&self, id: &ReleaseId) -> Vec<Arc<Pod>> {
         let mut pods = self.pods_of(&id.namespace, &id.app);
         pods.retain(|pod| release_of(pod.as_ref()).as_ref() == Some(id));
