@@ -16,7 +16,10 @@ use std::{
 
 use ::s3::region::Region;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header::HeaderName};
+use http::{
+    HeaderMap, HeaderValue,
+    header::{CONTENT_LENGTH, HeaderName},
+};
 use http_body::{Body, Frame, SizeHint};
 use reqwest::{Certificate, Client, Method, Response, StatusCode, Url, redirect::Policy};
 
@@ -218,7 +221,8 @@ impl Endpoint {
         let mut request = self.client.request(call.method.clone(), url).headers(headers);
         if call.method == Method::PUT || call.method == Method::POST {
             let body = Pieces { rest: call.body.clone(), sent: Arc::clone(&sent) };
-            request = request.body(reqwest::Body::wrap(body));
+            // Also of nothing: AWS wants to be told.
+            request = request.header(CONTENT_LENGTH, call.body.len()).body(reqwest::Body::wrap(body));
         }
         let response = moving(request.send(), &sent, call.patience).await?;
         if response.status().is_success() {

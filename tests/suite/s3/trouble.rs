@@ -42,6 +42,25 @@ async fn what_is_no_s3_is_refused() {
     assert!(wrong.contains("does not answer as S3 does") && wrong.contains("--s3-endpoint"), "{wrong}");
 }
 
+/// AWS refuses what does not say how long it is, and does not take chunks; versitygw is more lenient.
+#[tokio::test]
+async fn every_request_with_a_body_says_how_long_it_is() {
+    let Some(bucket) = Bucket::start() else { return };
+    let proxy = Proxy::to(bucket.port);
+    let settings = S3Settings { endpoint: format!("http://127.0.0.1:{}", proxy.port), ..bucket.settings() };
+    let blobs = open(settings, &bucket.copies()).await.unwrap();
+    let digest = put(&blobs, &content(PART + 1)).await.unwrap();
+    assert!(blobs.touch(&digest).await.unwrap());
+    let heads = proxy.requests();
+    let bodies = || heads.iter().filter(|head| head.starts_with("PUT ") || head.starts_with("POST "));
+    assert!(bodies().count() >= 6, "{heads:#?}");
+    for head in bodies() {
+        let head = head.to_ascii_lowercase();
+        assert!(head.contains("\r\ncontent-length: ") && !head.contains("transfer-encoding"), "{head}");
+        assert!(head.contains("\r\nx-amz-content-sha256: ") && !head.contains("unsigned"), "{head}");
+    }
+}
+
 #[tokio::test]
 async fn a_bucket_belongs_to_one_daemon() {
     let Some(bucket) = Bucket::start() else { return };

@@ -186,6 +186,8 @@ struct Harm {
     replace: Mutex<Option<Replacement>>,
     /// An answer ends after so many bytes, so many times.
     cut: Mutex<Option<(usize, usize)>>,
+    /// Heads of requests that passed.
+    requests: Mutex<Vec<String>>,
     done: AtomicUsize,
 }
 
@@ -220,6 +222,11 @@ impl Proxy {
         *self.harm.cut.lock().expect("no panic") = Some((after, times));
     }
 
+    /// The heads of all requests, as far as each came in one piece.
+    pub fn requests(&self) -> Vec<String> {
+        self.harm.requests.lock().expect("no panic").clone()
+    }
+
     /// How often harm was done.
     pub fn done(&self) -> usize {
         self.harm.done.load(Ordering::SeqCst)
@@ -248,6 +255,10 @@ impl Harm {
             }
             let part = &mut buffer[..read];
             self.change(part);
+            if !is_answer && let Some(end) = part.windows(4).position(|window| window == b"\r\n\r\n") {
+                let head = String::from_utf8_lossy(&part[..end]).into_owned();
+                self.requests.lock().expect("no panic").push(head);
+            }
             passed += read;
             if is_answer && self.is_cut(passed) {
                 return to.write_all(&part[..read / 2]);
