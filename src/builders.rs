@@ -123,7 +123,7 @@ impl Builders {
         named: &facts::RunImage,
         note: Note<'_>,
     ) -> Result<(String, Copied), Error> {
-        let mut first = None;
+        let mut failure: Option<Error> = None;
         for place in candidates(builder, named)? {
             let copied = async {
                 let upstream = self.upstream(&place, &named.image).await?;
@@ -131,10 +131,14 @@ impl Builders {
             };
             match copied.await {
                 Ok(copied) => return Ok((named.image.clone(), copied)),
-                Err(error) => first = first.or(Some(error)),
+                // That it is not beside its builder is no reason that anybody looks for.
+                Err(error) if failure.is_none() || matches!(failure, Some(Error::NotInLayout { .. })) => {
+                    failure = Some(error);
+                }
+                Err(_) => {}
             }
         }
-        Err(first.unwrap_or_else(|| Error::malformed(&named.image, "it names no run image")))
+        Err(failure.unwrap_or_else(|| Error::malformed(&named.image, "it names no run image")))
     }
 
     async fn upstream(&self, place: &ImagePlace, name: &str) -> Result<Upstream, Error> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{ApiError, ApiState};
 use crate::{
     apps::AppStatus,
-    model::{App, AppChange, EnvName, Environment, Origin, Restart, Route, StagingState},
+    model::{App, AppChange, Builder, EnvName, Environment, Origin, Restart, Route, StagingState},
     runtime::{Instance, InstanceState},
 };
 
@@ -169,7 +169,7 @@ pub(super) async fn app(state: &ApiState, app: &App) -> Result<Value, ApiError> 
             "appchart": app.appchart.as_deref().unwrap_or(STANDARD),
         },
         "origin": origin_json(&app.origin),
-        "staging": { "builder": app.builder.to_string() },
+        "staging": staging_json(&app.builder),
         "stagingstatus": staging_status,
         "status": shown,
         "statusmessage": failed.unwrap_or_default(),
@@ -214,6 +214,14 @@ fn deployment(app: &App, status: &AppStatus, routes: &[String]) -> Value {
         "status": format!("{ready}/{}", app.instances),
         "routes": routes,
     })
+}
+
+/// Where nothing is said of it the embedded builder is meant.
+fn staging_json(builder: &Builder) -> Value {
+    match builder {
+        Builder::Embedded => json!({}),
+        Builder::Image(name) => json!({ "builder": name.to_string() }),
+    }
 }
 
 fn origin_json(origin: &Origin) -> Value {

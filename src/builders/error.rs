@@ -32,6 +32,8 @@ pub enum Error {
     Malformed { image: String, cause: String },
     #[error("the run image of builder '{builder}' cannot be had")]
     RunImage { builder: String, source: Box<Error> },
+    #[error("there is no image '{tag}' in the OCI layout {}; there are: {there}", folder.display())]
+    NotInLayout { folder: PathBuf, tag: String, there: String },
     #[error("image '{image}' cannot be read from {}", path.display())]
     Layout { image: String, path: PathBuf, source: std::io::Error },
     #[error("the credentials of registries in {} cannot be read: {cause}", path.display())]

@@ -103,3 +103,67 @@ fn variable_of<'a>(config: &'a ConfigFile, name: &str) -> Option<&'a str> {
 fn or_none<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
     Ok(Option::deserialize(json)?.unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        model::{Digest, ImageName},
+        oci::{Descriptor, Manifest},
+    };
+
+    /// A builder as tools of the field write it, `null` in the places of what is empty.
+    fn builder(variables: Value, labels: Value) -> Copied {
+        let config = json!({
+            "architecture": architecture(), "os": "linux", "history": null, "rootfs": { "type": "layers", "diff_ids": [] },
+            "config": { "User": "1001:1000", "ExposedPorts": null, "Env": variables, "Cmd": null, "Labels": labels },
+        });
+        let digest = Digest::of("image");
+        Copied {
+            name: "host.example/builder".to_owned(),
+            image: ImageName::new("epiniod/builders", digest),
+            manifest: Manifest::image(Descriptor::new("config", digest, 1), Vec::new()),
+            config: serde_json::from_value(config).unwrap(),
+        }
+    }
+
+    fn ids() -> Value {
+        json!(["PATH=/bin", "CNB_USER_ID=1001", "CNB_GROUP_ID=1000"])
+    }
+
+    #[test]
+    fn newer_builders_have_images_and_older_ones_a_stack() {
+        let new = json!({ "images": [{ "image": "a/run:1", "mirrors": ["b/run:1"] }], "stack": { "runImage": { "image": "" } } });
+        let old = json!({ "images": null, "stack": { "runImage": { "image": "a/run:1", "mirrors": null } } });
+        for (metadata, mirrors) in [(new, &["b/run:1"][..]), (old, &[])] {
+            let labels = json!({ METADATA: metadata.to_string(), DISTRO_NAME: "ubuntu", DISTRO_VERSION: "24.04" });
+            let facts = Facts::read(&builder(ids(), labels)).unwrap();
+            assert_eq!(facts.user, CnbUser { uid: 1001, gid: 1000 });
+            let run_image = facts.run_image.clone().unwrap();
+            assert_eq!(
+                (run_image.image.as_str(), run_image.mirrors),
+                ("a/run:1", mirrors.iter().map(|m| (*m).to_owned()).collect())
+            );
+            let target = facts.target(&ConfigFile::default());
+            assert_eq!((target.distro_name.as_str(), target.distro_version.as_str()), ("ubuntu", "24.04"));
+        }
+    }
+
+    #[test]
+    fn what_a_builder_has_to_say_is_missed_by_name() {
+        let labels = || json!({ METADATA: "{}" });
+        for (variables, labels, missing) in [
+            (ids(), json!(null), "no label io.buildpacks.builder.metadata"),
+            (json!(null), labels(), "no CNB_USER_ID"),
+            (json!(["CNB_USER_ID=1001"]), labels(), "no CNB_GROUP_ID"),
+            (json!(["CNB_USER_ID=0", "CNB_GROUP_ID=1"]), labels(), "CNB_USER_ID is '0'"),
+            (json!(["CNB_USER_ID=1", "CNB_GROUP_ID=70000"]), labels(), "CNB_GROUP_ID is '70000'"),
+            (ids(), json!({ METADATA: "no JSON" }), "its label io.buildpacks.builder.metadata cannot be read"),
+        ] {
+            let error = Facts::read(&builder(variables, labels)).err().unwrap().to_string();
+            assert!(error.starts_with("image 'host.example/builder'") && error.contains(missing), "{error}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! An image in an OCI layout on this machine (image-spec, "OCI Image Layout").
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -33,14 +34,19 @@ impl Layout {
     pub async fn first(&self) -> Result<Vec<u8>, Error> {
         let path = self.folder.join("index.json");
         let text = self.read(&path).await?;
-        let Some(tag) = &self.tag else { return Ok(text) };
         let index: Index = serde_json::from_slice(&text)
             .map_err(|error| Error::malformed(&self.name, format!("{}: {error}", path.display())))?;
-        let named = |entry: &Descriptor| {
-            NAMES.iter().any(|name| entry.annotations.get(*name).is_some_and(|is| is_tag(is, tag)))
+        let there: BTreeSet<&str> = index.manifests.iter().filter_map(name_of).collect();
+        let all = there.iter().copied().collect::<Vec<_>>().join(", ");
+        let Some(tag) = &self.tag else {
+            if there.len() > 1 {
+                let (folder, cause) = (self.folder.display(), "it is one of several");
+                return Err(Error::malformed(&self.name, format!("{cause}; name it with oci:{folder}:TAG: {all}")));
+            }
+            return Ok(text);
         };
-        let mut entries = index.manifests.into_iter().filter(named);
-        let unknown = || Error::Unknown { image: format!("{tag} in {}", self.folder.display()) };
+        let mut entries = index.manifests.iter().filter(|entry| has_name(entry, tag));
+        let unknown = || Error::NotInLayout { folder: self.folder.clone(), tag: tag.clone(), there: all.clone() };
         let entry = entries.next().ok_or_else(unknown)?;
         self.read(&self.place(&entry.digest)).await
     }
@@ -68,9 +74,34 @@ impl Layout {
     }
 }
 
-/// `docker.io/library/x:1` is also `x:1`.
-fn is_tag(annotation: &str, tag: &str) -> bool {
-    let whole = |name: &str| name.parse::<oci_distribution::Reference>().map(|reference| reference.whole());
-    annotation == tag
-        || matches!((whole(annotation), whole(tag)), (Ok(one), Ok(other)) if one == other && tag.contains('/'))
+fn name_of(entry: &Descriptor) -> Option<&str> {
+    NAMES.iter().find_map(|name| entry.annotations.get(*name)).map(String::as_str)
+}
+
+fn has_name(entry: &Descriptor, tag: &str) -> bool {
+    NAMES.iter().filter_map(|name| entry.annotations.get(*name)).any(|name| is_same(name, tag))
+}
+
+/// `docker.io/library/x:1` is also `library/x:1`; what has no repository in it is a tag, and only itself.
+fn is_same(annotation: &str, tag: &str) -> bool {
+    let whole = |name: &str| {
+        let reference = name.parse::<oci_distribution::Reference>().ok().filter(|_| name.contains('/'));
+        reference.map(|reference| reference.whole())
+    };
+    annotation == tag || whole(tag).is_some_and(|tag| whole(annotation) == Some(tag))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_have_several_spellings_and_tags_one() {
+        for (annotation, tag) in [("24", "24"), ("docker.io/a/b:latest", "a/b"), ("a/b:1", "index.docker.io/a/b:1")] {
+            assert!(is_same(annotation, tag), "{annotation} {tag}");
+        }
+        for (annotation, tag) in [("24", "25"), ("latest", "docker.io/library/latest"), ("a/b:1", "a/b:2")] {
+            assert!(!is_same(annotation, tag), "{annotation} {tag}");
+        }
+    }
 }

@@ -49,7 +49,7 @@ fn page(daemon: &Daemon) -> String {
 fn shown_builder(daemon: &Daemon) -> String {
     let shown = daemon.run(["apps", "show", "site", "--output", "json"]);
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-    shown["staging"]["builder"].as_str().unwrap().to_owned()
+    shown["staging"]["builder"].as_str().unwrap_or("default").to_owned()
 }
 
 fn has(text: &str, parts: &[&str]) {
@@ -124,8 +124,11 @@ fn a_builder_in_an_oci_layout_brings_its_run_image_and_needs_no_rights() {
     let source = tempfile::tempdir_in("/var/tmp").unwrap();
     fs::set_permissions(source.path(), fs::Permissions::from_mode(0o755)).unwrap();
     application(source.path());
-    let name = format!("oci:{}:24", folder.path().display());
-    let said = push(&daemon, source.path(), &["--builder", &name], true);
+    let name = |tag: &str| format!("oci:{}{tag}", folder.path().display());
+    let there = format!("24, {run_name}");
+    has(&push(&daemon, source.path(), &["--builder", &name("")], false), &["it is one of several", &there]);
+    has(&push(&daemon, source.path(), &["--builder", &name(":25")], false), &["there is no image '25'", &there]);
+    let said = push(&daemon, source.path(), &["--builder", &name(":24")], true);
     has(&said, &[&format!("built by {UID}:{GID}"), "buildpacks: test_never test_site \n"]);
     assert_eq!(page(&daemon), format!("the first page as {UID}:{GID} on a run image in a folder with a tool"));
 }
