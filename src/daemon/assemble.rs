@@ -72,7 +72,7 @@ impl House {
             }
             None => (Objects::new(DiskStore::open(&config.data_dir.join("store"))?), None),
         };
-        let blobs = bucket::open_blobs(config).await?;
+        let blobs = bucket::open_blobs(config, &objects).await?;
         let auth = Auth::open(objects.clone()).await?;
         credential::provide(config, api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));

@@ -20,12 +20,19 @@ const SERVICE: &str = "epiniod-registry";
 pub(super) struct Place {
     pub settings: Kubernetes,
     pub connection: Cluster,
+    terms: Terms,
 }
 
 impl Place {
-    pub async fn connect(settings: &Kubernetes) -> Result<Self, Error> {
+    pub async fn connect(settings: &Kubernetes, config: &Config) -> Result<Self, Error> {
         let connection = kube_store::connect(settings.kubeconfig.as_deref()).await?;
-        Ok(Self { settings: settings.clone(), connection })
+        let terms = match config.s3 {
+            // Another one may lead as soon as the Lease has run out, and would find the same blobs.
+            Some(_) => Terms::default(),
+            // Blobs on a disk are this daemon's alone: it goes on when the API server is away, until another one leads.
+            None => Terms { give_up: Duration::from_secs(24 * 3600), ..Terms::default() },
+        };
+        Ok(Self { settings: settings.clone(), connection, terms })
     }
 
     /// Waits until no other daemon of this cluster leads.
@@ -33,9 +40,7 @@ impl Place {
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
         let identity = format!("{host}-{}", std::process::id());
         let namespace = &self.settings.namespace;
-        // Blobs on a disk are this daemon's alone: it goes on when the API server is away, until another one leads.
-        let terms = Terms { give_up: Duration::from_secs(24 * 3600), ..Terms::default() };
-        Ok(Election::new(&self.connection, namespace, identity, terms).win().await?)
+        Ok(Election::new(&self.connection, namespace, identity, self.terms).win().await?)
     }
 
     /// The store. From outside there may be nobody else who made what it needs.
