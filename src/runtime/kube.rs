@@ -13,6 +13,7 @@ mod reach;
 mod run;
 mod step;
 mod trouble;
+mod visit;
 mod workload;
 
 use std::{
@@ -39,7 +40,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::observe::Observed;
 pub use self::step::run_role;
-use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
+use super::{
+    Command, Connection, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes, Workload,
+    WorkloadStatus,
+};
 use crate::{
     blob::SharedBlobs,
     model::{AppName, ImageName, Namespace, REGISTRY_NAME, ReleaseId, Route},
@@ -190,6 +194,14 @@ impl Runtime for KubeRuntime {
         query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, Error> {
         Ok(logs::read(Arc::clone(&self.cluster), namespace, app, query))
+    }
+
+    async fn exec(&self, id: &ReleaseId, instance: &str, command: Command) -> Result<Session, Error> {
+        visit::exec(&self.cluster, id, instance, command).await
+    }
+
+    async fn forward(&self, id: &ReleaseId, instance: &str, port: u16) -> Result<Connection, Error> {
+        visit::forward(&self.cluster, id, instance, port).await
     }
 
     /// The kubelet throws images away by itself.

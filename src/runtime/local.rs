@@ -17,6 +17,7 @@ mod images;
 mod init;
 mod instance;
 mod instances;
+mod join;
 mod logs;
 mod netlink;
 mod network;
@@ -28,6 +29,8 @@ mod root;
 mod spec;
 mod steps;
 mod sys;
+mod terminal;
+mod visit;
 
 use std::{
     collections::BTreeMap,
@@ -50,7 +53,9 @@ use self::{
     network::Connection,
     spec::{Ids, User},
 };
-use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
+use super::{
+    Command, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes, Workload, WorkloadStatus,
+};
 use crate::{
     blob::SharedBlobs,
     model::{AppName, Digest, ImageName, Namespace, ReleaseId, Route},
@@ -172,6 +177,14 @@ impl Runtime for LocalRuntime {
         query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, Error> {
         Ok(logs::read(Arc::clone(&self.instances), namespace.clone(), app.clone(), query).await)
+    }
+
+    async fn exec(&self, id: &ReleaseId, instance: &str, command: Command) -> Result<Session, Error> {
+        visit::exec(&self.host, &self.instances.folder(id, instance)?, instance, command).await
+    }
+
+    async fn forward(&self, id: &ReleaseId, instance: &str, port: u16) -> Result<super::Connection, Error> {
+        visit::forward(&self.host, &self.instances.folder(id, instance)?, instance, port).await
     }
 
     async fn collect(&self, keep: &[ImageName]) -> Result<(), Error> {

@@ -32,6 +32,8 @@ const UNNOTICED: u64 = 5;
 const GRACE: u64 = 10;
 /// How long a program may take until it accepts connections, in seconds; the health gate may give up before.
 const START: u64 = 120;
+/// The container of an instance.
+pub(super) const CONTAINER: &str = "app";
 /// What a pod that is told to go may take beyond its grace.
 const GOING: Duration = Duration::from_secs(60);
 
@@ -180,7 +182,7 @@ fn deployment(workload: &Workload) -> Value {
     let id = &workload.id;
     let answers = json!({ "port": PORT });
     let container = json!({
-        "name": "app",
+        "name": CONTAINER,
         "image": workload.image.to_string(),
         "imagePullPolicy": "IfNotPresent",
         "env": [{ "name": "PORT", "value": PORT.to_string() }],
