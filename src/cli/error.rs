@@ -44,7 +44,7 @@ pub enum Error {
     Unreachable { address: String, cause: String },
     #[error("the connection to the daemon ended early")]
     Broken(#[source] reqwest::Error),
-    #[error("the log cannot be followed: {0}")]
+    #[error("the connection to the daemon cannot be used: {0}")]
     Websocket(String),
     #[error("{title}")]
     Api { status: u16, title: String, details: String },
