@@ -137,7 +137,9 @@ fn status(code: Option<i32>, message: &str) -> Value {
             "message": message,
             "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
         }),
-        None => json!({ "metadata": {}, "status": "Failure", "reason": "InternalError", "message": message, "code": 500 }),
+        None => {
+            json!({ "metadata": {}, "status": "Failure", "reason": "InternalError", "message": message, "code": 500 })
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use crate::{
 /// What sets the environment of a built image up, which its own processes have from it.
 const LAUNCHER: &str = "/cnb/lifecycle/launcher";
 /// What runs where nobody says what to run: the best shell there is.
-const SHELL: &str = "TERM=${TERM:-xterm-256color}; export TERM; [ ! -x /bin/bash ] || exec /bin/bash -i; exec /bin/sh -i";
+const SHELL: &str =
+    "TERM=${TERM:-xterm-256color}; export TERM; [ ! -x /bin/bash ] || exec /bin/bash -i; exec /bin/sh -i";
 /// What a shell does with a command; it knows how to say that there is none.
 const PLAIN: [&str; 4] = ["/bin/sh", "-c", "exec \"$@\"", "sh"];
 

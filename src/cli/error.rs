@@ -135,6 +135,9 @@ impl Error {
             Self::Api { status: 404, .. } => {
                 "look at what there is with 'epiniod apps list --all' and 'epiniod namespaces list'"
             }
+            Self::Api { status: 502, .. } => {
+                "the message names what does not answer; see its log with 'epiniod apps logs NAME'"
+            }
             Self::Api { status: 500.., .. } => "the daemon's log says more",
             Self::Api { .. } => "correct what the message names, and repeat the command",
             Self::Malformed(_) => "is it an epiniod or Epinio API that you are logged in to? See 'epiniod info'",

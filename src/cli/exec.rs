@@ -183,7 +183,8 @@ mod tests {
     #[test]
     fn the_exit_code_is_read_from_the_status() {
         assert_eq!(exit_code(br#"{"metadata":{},"status":"Success"}"#).unwrap(), 0);
-        let failed = br#"{"status":"Failure","reason":"NonZeroExitCode","message":"command terminated with exit code 7",
+        let failed =
+            br#"{"status":"Failure","reason":"NonZeroExitCode","message":"command terminated with exit code 7",
             "details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
         assert_eq!(exit_code(failed).unwrap(), 7);
         let lost = exit_code(br#"{"status":"Failure","reason":"InternalError","message":"the pod is gone"}"#);

@@ -41,8 +41,8 @@ use tokio_util::sync::CancellationToken;
 use self::observe::Observed;
 pub use self::step::run_role;
 use super::{
-    Command, Connection, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes, Workload,
-    WorkloadStatus,
+    Command, Connection, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes,
+    Workload, WorkloadStatus,
 };
 use crate::{
     blob::SharedBlobs,

@@ -54,7 +54,8 @@ use self::{
     spec::{Ids, User},
 };
 use super::{
-    Command, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes, Workload, WorkloadStatus,
+    Command, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes, Workload,
+    WorkloadStatus,
 };
 use crate::{
     blob::SharedBlobs,

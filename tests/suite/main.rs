@@ -24,3 +24,4 @@ mod sandbox_rootless;
 mod source_archives;
 mod store_contract;
 mod support;
+mod visits;

@@ -52,6 +52,8 @@ pub(super) enum Wish {
 
 /// The longest request, in bytes.
 pub(super) const MAX_REQUEST_BYTES: usize = 128 << 10;
+/// The kind of a terminal that nobody named: what all of them can do.
+const TERM: &str = "xterm";
 /// How long a program may take to accept a connection.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 
@@ -78,7 +80,10 @@ pub(super) fn run(path: &Path) -> io::Result<ExitCode> {
     match wish {
         Wish::Connect(address) => connect(&target, address, &control),
         Wish::Run { words, terminal } => {
-            let spec = Spec { program: words, ..serde_json::from_slice(&fs::read(path)?)? };
+            let mut spec = Spec { program: words, ..serde_json::from_slice(&fs::read(path)?)? };
+            if terminal == Terminal::Own {
+                spec.env.entry("TERM".to_owned()).or_insert_with(|| TERM.to_owned());
+            }
             start(Visit { spec, terminal, pipes, target, control }, process.pid)
         }
     }

@@ -121,8 +121,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, message: &[u8], fds: &[RawFd]) -> io:
 pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = cmsg_space!([RawFd; MOST_FDS]);
     let mut slices = [IoSliceMut::new(buffer)];
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for entry in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(received) = entry {

@@ -13,7 +13,6 @@ use std::{
     },
     path::Path,
     process::{Output, Stdio},
-
 };
 
 use futures::FutureExt as _;
@@ -146,8 +145,7 @@ impl Visitor {
         if message.len() > MAX_REQUEST_BYTES {
             return Err(io::Error::other(format!("a command is at most {} KiB long", MAX_REQUEST_BYTES >> 10)));
         }
-        let (control, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (control, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         // It waits in the socket until it is read.
         sys::send(control.as_fd(), &message, fds)?;
         let child = tokio::process::Command::new(&host.own_binary)
