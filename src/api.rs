@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /ready` | 200 when the daemon serves; the one path without a credential |
 //! | `/api/v1/…` | Epinio's routes and shapes |
-//! | `/wapi/v1/…` | Epinio's websockets; the token of `GET /api/v1/authtoken` is their credential |
+//! | `/wapi/v1/…` | Epinio's websockets, and connections to ports; the token of `GET /api/v1/authtoken` is their credential |
 //! | `PUT /push/NAMESPACE/APP` | ours: stores, stages, deploys, streams the log as text, ends with the URL |
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
 //!

@@ -8,7 +8,7 @@ use std::{collections::HashMap, pin::pin, time::Duration};
 use axum::{
     extract::{
         Path, Query, State,
-        ws::{Message, WebSocket, WebSocketUpgrade},
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
     },
     response::Response,
 };
@@ -22,7 +22,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{ApiError, ApiState, applications::find, websocket};
+use super::{ApiError, ApiState, applications::find, credential::Caller, websocket};
 use crate::{
     runtime::{Error, Exit, Reader, Session, Terminal, TerminalSize, Writer},
     telemetry::chain,
@@ -52,6 +52,7 @@ pub(super) async fn exec(
     State(state): State<ApiState>,
     Path(path): Path<(String, String)>,
     Query(parameters): Query<Vec<(String, String)>>,
+    caller: Caller,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
     let words = parameters.iter().filter(|(name, _)| name == "command").map(|(_, word)| word.clone()).collect();
@@ -63,6 +64,8 @@ pub(super) async fn exec(
         Some(_) => return Err(ApiError::bad_request("bad value of query parameter 'tty'")),
     };
     let app = find(&state, &path).await?;
+    // Not what it is: commands have secrets in them.
+    tracing::info!(app.name = %app.name, app.namespace = %app.namespace, user = %caller.0, "a command is run in an instance");
     let session = state.apps.exec(&app, given("instance"), words, terminal).await?;
     Ok(upgrade.protocols(PROTOCOLS).on_upgrade(move |socket| talk(socket, session)))
 }
@@ -178,7 +181,9 @@ async fn talk(socket: WebSocket, session: Session) {
         }
     };
     if to_the_end && let Ok(socket) = frames.reunite(sink) {
-        websocket::close(socket, None).await;
+        // Clients take any other end for a failure.
+        let end = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+        websocket::close(socket, Some(end)).await;
     }
 }
 

@@ -221,7 +221,10 @@ async fn frames(daemon: &Daemon, protocol: &'static str, said: Vec<Message>) -> 
     let mut frames = Vec::new();
     while let Some(message) = tokio::time::timeout(PATIENCE, socket.next()).await.expect("it ends in time") {
         match message.expect("a whole frame") {
-            Message::Close(_) => break,
+            Message::Close(end) => {
+                assert_eq!(end.map(|end| u16::from(end.code)), Some(1000), "clients take any other end for a failure");
+                break;
+            }
             message @ (Message::Text(_) | Message::Binary(_)) => frames.push(message),
             _ => {}
         }
