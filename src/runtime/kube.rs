@@ -41,8 +41,8 @@ use tokio_util::sync::CancellationToken;
 use self::observe::Observed;
 pub use self::step::run_role;
 use super::{
-    Command, Connection, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes,
-    Workload, WorkloadStatus,
+    Command, Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, Session, StepOutcome, Volumes, Workload,
+    WorkloadStatus,
 };
 use crate::{
     blob::SharedBlobs,
@@ -200,7 +200,7 @@ impl Runtime for KubeRuntime {
         visit::exec(&self.cluster, id, instance, command).await
     }
 
-    async fn forward(&self, id: &ReleaseId, instance: &str, port: u16) -> Result<Connection, Error> {
+    async fn forward(&self, id: &ReleaseId, instance: &str, port: u16) -> Result<super::Connection, Error> {
         visit::forward(&self.cluster, id, instance, port).await
     }
 
