@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /ready` | 200 when the daemon serves; the one path without a credential |
 //! | `/api/v1/…` | Epinio's routes and shapes |
-//! | `/wapi/v1/…` | Epinio's websockets; the token of `GET /api/v1/authtoken` is their credential |
+//! | `/wapi/v1/…` | Epinio's websockets, and connections to ports; the token of `GET /api/v1/authtoken` is their credential |
 //! | `PUT /push/NAMESPACE/APP` | ours: stores, stages, deploys, streams the log as text, ends with the URL |
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
 //!
@@ -15,10 +15,12 @@ mod applications;
 mod credential;
 mod environment;
 mod error;
+mod exec;
 mod json;
 mod logs;
 mod models;
 mod namespaces;
+mod port_forward;
 mod push;
 mod shape;
 mod staging;
@@ -89,6 +91,8 @@ pub fn router(state: ApiState, more: Router) -> Router {
         .route_layer(authenticated);
     let websockets = Router::new()
         .route("/namespaces/{namespace}/applications/{app}/logs", get(logs::of_app))
+        .route("/namespaces/{namespace}/applications/{app}/exec", get(exec::exec))
+        .route("/namespaces/{namespace}/applications/{app}/portforward", get(port_forward::port_forward))
         .route("/namespaces/{namespace}/staging/{stage}/logs", get(logs::of_staging))
         .route("/namespaces/{namespace}/staging/{stage}/complete", get(staging::complete_websocket))
         .route_layer(with_token)

@@ -10,6 +10,7 @@ mod deploy;
 mod namespace;
 mod reconcile;
 mod routes;
+mod visit;
 
 use std::{
     collections::HashMap,
@@ -214,6 +215,12 @@ pub enum Error {
     RouteReserved(Route),
     #[error("application '{0}' was never deployed; push it first")]
     NeverDeployed(AppName),
+    #[error("application '{0}' does not run; start it with 'epiniod apps scale {0} 1'")]
+    NotRunning(AppName),
+    #[error("application '{app}' has no instance '{name}'; it has {there}")]
+    NoSuchInstance { app: AppName, name: String, there: String },
+    #[error("instance {0} is not ready yet, so it is not known where it listens; name a port")]
+    NotReady(String),
     #[error("{instances} instances are too many; at most {most} are possible")]
     TooManyInstances { instances: u32, most: u32 },
     /// The new release did not come up; what served before still does.

@@ -6,16 +6,19 @@ mod apps;
 mod authorities;
 mod client;
 pub mod error;
+mod exec;
 mod image;
 mod info;
 mod lifecycle;
 mod login;
 mod logs;
 mod namespaces;
+mod port_forward;
 mod push;
 mod serve;
 mod settings;
 mod stop;
+mod terminal;
 mod ui;
 mod up;
 
@@ -78,7 +81,7 @@ enum Command {
     /// Where the new version does not come up, the one before still serves.
     #[command(verbatim_doc_comment, after_help = push::EXAMPLES)]
     Push(push::Push),
-    /// Applications: list, show, logs, env, scale, restart, restage, delete
+    /// Applications: list, show, logs, exec, port-forward, env, scale, restart, restage, delete
     #[command(subcommand, visible_alias = "app")]
     Apps(apps::Apps),
     /// Namespaces: list, create, delete

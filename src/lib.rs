@@ -86,6 +86,14 @@
 //! 5. Where there is an ingress class, each application gets an Ingress; where there is none, the daemon's own edge
 //!    routes to the addresses of pods.
 //!
+//! # A look inside
+//!
+//! `apps exec` and `apps port-forward` are websockets of [`api`], which picks the instance; [`runtime`] gives it streams of
+//! bytes. On one machine each visit is a process of its own, which enters the namespaces and groups of the instance, and gives up
+//! the same as the instance did; connections are made on the network of the instance. In a cluster the API server does
+//! both. A command of a built image gets its environment from the launcher, as the processes of the image do. On one machine it ends
+//! with its client; in a cluster its input ends, or its terminal hangs up, as with kubectl.
+//!
 //! # What a sandbox reaches
 //!
 //! As root every build and every instance has a network of its own: out to the internet, and neither to this machine, nor

@@ -7,6 +7,7 @@
 
 pub mod kube;
 pub mod local;
+mod visit;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,6 +15,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+
+pub use visit::{CANNOT_RUN, Command, Connection, Exit, NOT_FOUND, Reader, Session, Terminal, TerminalSize, Writer};
 
 use crate::model::{AppName, Digest, ImageName, Namespace, ReleaseId, Route, Timestamp};
 
@@ -67,6 +70,12 @@ pub trait Runtime: Send + Sync + 'static {
         app: &AppName,
         query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, Error>;
+
+    /// Runs a command beside the program of an instance.
+    async fn exec(&self, id: &ReleaseId, instance: &str, command: Command) -> Result<Session, Error>;
+
+    /// Connects to a port of an instance, also to one that it listens on for itself only.
+    async fn forward(&self, id: &ReleaseId, instance: &str, port: u16) -> Result<Connection, Error>;
 
     /// Frees what no image of this set needs (unpacked layers, logs of applications that are gone).
     async fn collect(&self, keep: &[ImageName]) -> Result<(), Error>;
@@ -327,6 +336,11 @@ pub enum InstanceState {
 pub enum Error {
     #[error("{0}")]
     Unsupported(String),
+    #[error("instance {0} does not run right now")]
+    NotRunning(String),
+    /// Nobody takes the connection.
+    #[error("port {port} of instance {instance} cannot be reached: {cause}")]
+    Refused { instance: String, port: u16, cause: String },
     #[error("image {image} cannot be used: {cause}")]
     Image { image: ImageName, cause: String },
     #[error("{doing}")]

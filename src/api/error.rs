@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{apps, auth, blob, model, source, staging, store, telemetry::chain};
+use crate::{apps, auth, blob, model, runtime, source, staging, store, telemetry::chain};
 
 /// What a caller is told.
 #[derive(Debug)]
@@ -101,12 +101,19 @@ impl From<apps::Error> for ApiError {
             Error::RouteTaken { .. }
             | Error::RouteReserved(_)
             | Error::NeverDeployed(_)
+            | Error::NotRunning(_)
+            | Error::NoSuchInstance { .. }
+            | Error::NotReady(_)
             | Error::TooManyInstances { .. } => StatusCode::BAD_REQUEST,
             Error::NotHealthy { last_words, .. } => {
                 return Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
                     .with_details(last_words.join("\n"));
             }
             Error::Store(inner) => return Self::too_large(inner).unwrap_or_else(|| Self::internal(&error)),
+            Error::Runtime(inner @ runtime::Error::NotRunning(_)) => return Self::bad_request(inner.to_string()),
+            Error::Runtime(inner @ runtime::Error::Refused { .. }) => {
+                return Self::new(StatusCode::BAD_GATEWAY, inner.to_string());
+            }
             Error::Interrupted(_) | Error::Runtime(_) => return Self::internal(&error),
         };
         Self::new(status, error.to_string())

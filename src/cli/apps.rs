@@ -1,6 +1,6 @@
 //! `epiniod apps …`
 
-use std::process::ExitCode;
+use std::{net::IpAddr, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -9,7 +9,9 @@ use super::{
     InNamespace, Output, OutputFlag, Target,
     client::Client,
     error::{self, Error},
+    exec,
     logs::{self, Log},
+    port_forward::{Forward, Ports},
     ui::{Ui, print, table},
 };
 use crate::model::{AppName, EnvName, Namespace};
@@ -48,6 +50,43 @@ pub enum Apps {
         /// Only the last lines
         #[arg(long, value_name = "LINES")]
         tail: Option<u32>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Run a command beside an application, with its files, environment and limits
+    ///
+    /// Without a command a shell is started. In a terminal the command has one too; elsewhere
+    /// stdin, stdout and stderr are its own. The exit code is that of the command.
+    #[command(verbatim_doc_comment, after_help = EXEC_EXAMPLES)]
+    Exec {
+        /// Name of the application
+        name: AppName,
+        /// Instance, as 'apps show' has it [default: the first that is ready]
+        #[arg(long, short, value_name = "NAME")]
+        instance: Option<String>,
+        /// Command and its arguments
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Listen here for ports of an application, until Ctrl-C
+    ///
+    /// Every connection is carried by the daemon to the port of the instance, also to one that
+    /// is open to the instance itself only.
+    #[command(verbatim_doc_comment, after_help = PORT_FORWARD_EXAMPLES)]
+    PortForward {
+        /// Name of the application
+        name: AppName,
+        /// Ports: the one here (left out: the same; empty: any that is free), and the application's
+        #[arg(required = true, value_name = "[LOCAL:]REMOTE")]
+        ports: Vec<Ports>,
+        /// Instance, as 'apps show' has it [default: the first that is ready]
+        #[arg(long, short, value_name = "NAME")]
+        instance: Option<String>,
+        /// Address to listen on
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+        address: IpAddr,
         #[command(flatten)]
         place: Place,
     },
@@ -131,6 +170,17 @@ pub enum Env {
     },
 }
 
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  epiniod apps exec shop
+  epiniod apps exec shop -- python manage.py migrate
+  epiniod apps exec shop -- sh -c 'cat >/tmp/dump' <dump";
+
+const PORT_FORWARD_EXAMPLES: &str = "\
+Examples:
+  epiniod apps port-forward shop 8080
+  epiniod apps port-forward shop 9000:8080 :9229";
+
 /// Where applications are.
 #[derive(Debug, Clone, Args)]
 pub struct Place {
@@ -172,6 +222,15 @@ impl Apps {
             Self::Show { name, output, place } => show(&place.open()?, &name, output.output).await?,
             Self::Logs { name, follow, staging, tail, place } => {
                 print_log(&place.open()?, &name, follow, staging, tail).await?
+            }
+            Self::Exec { name, instance, command, place } => {
+                let There { client, namespace } = place.open()?;
+                let code = exec::run(&client, &namespace, &name, instance.as_deref(), &command).await?;
+                return Ok(ExitCode::from(u8::try_from(code).unwrap_or(error::FAILED)));
+            }
+            Self::PortForward { name, ports, instance, address, place } => {
+                let There { client, namespace } = place.open()?;
+                Forward { client, namespace, name, instance }.run(ui, address, &ports).await?
             }
             Self::Env(env) => env.run(ui).await?,
             Self::Scale { name, instances, place } => {

@@ -30,7 +30,7 @@ use super::{error::Error, settings::Settings};
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a daemon may take to answer: a restart waits until the new instances are ready. As the `epinio` CLI has it.
 const ANSWER: Duration = Duration::from_secs(15 * 60);
-/// How long a daemon may take to begin a log.
+/// How long a daemon may take to begin a log, or a connection.
 const UPGRADE: Duration = Duration::from_secs(30);
 /// A connection whose other end is gone is noticed after some of these.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -105,9 +105,7 @@ impl Client {
 
     /// The texts of a websocket, one after the other, until it ends.
     pub async fn websocket(&self, path: &str, mut each: impl FnMut(&str)) -> Result<(), Error> {
-        let opening = tokio::time::timeout(UPGRADE, self.open_websocket(path));
-        let late = |_| Error::Websocket(format!("the daemon did not answer within {} s", UPGRADE.as_secs()));
-        let mut socket = opening.await.map_err(late)??;
+        let mut socket = self.open_websocket(path, None).await?;
         while let Some(message) = socket.next().await {
             match message {
                 Ok(Message::Text(text)) => each(text.as_str()),
@@ -121,7 +119,27 @@ impl Client {
         Ok(())
     }
 
-    async fn open_websocket(&self, path: &str) -> Result<WebSocketStream<reqwest::Upgraded>, Error> {
+    /// A websocket, perhaps of a protocol that is spoken in it.
+    pub async fn open_websocket(
+        &self,
+        path: &str,
+        protocol: Option<&'static str>,
+    ) -> Result<WebSocketStream<reqwest::Upgraded>, Error> {
+        let stream = self.upgrade(path, protocol).await?;
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
+    }
+
+    /// What begins as a websocket, and is nothing but bytes then.
+    pub async fn open_stream(&self, path: &str) -> Result<reqwest::Upgraded, Error> {
+        self.upgrade(path, None).await
+    }
+
+    async fn upgrade(&self, path: &str, protocol: Option<&'static str>) -> Result<reqwest::Upgraded, Error> {
+        let late = |_| Error::Websocket(format!("the daemon did not answer within {} s", UPGRADE.as_secs()));
+        tokio::time::timeout(UPGRADE, self.ask_for_upgrade(path, protocol)).await.map_err(late)?
+    }
+
+    async fn ask_for_upgrade(&self, path: &str, protocol: Option<&'static str>) -> Result<reqwest::Upgraded, Error> {
         let token = self.get("/api/v1/authtoken").await?;
         let token = token.get("token").and_then(Value::as_str).unwrap_or_default();
         let base = match self.settings.wss.as_str() {
@@ -131,23 +149,26 @@ impl Client {
         let separator = if path.contains('?') { '&' } else { '?' };
         let url = format!("{}/wapi/v1{path}{separator}authtoken={token}", base.trim_end_matches('/'));
         let key = generate_key();
-        let request = self
+        let mut request = self
             .http
             .get(url)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
             .header(header::SEC_WEBSOCKET_KEY, &key);
-        let response = self.send(request).await?;
-        // RFC 6455, 4.1: another accept key, or none, is no websocket.
-        let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS
-            || accept.is_none_or(|accept| accept.as_bytes() != derive_accept_key(key.as_bytes()).as_bytes())
-        {
-            return Err(Error::Websocket("the address is not that of a log".to_owned()));
+        if let Some(protocol) = protocol {
+            request = request.header(header::SEC_WEBSOCKET_PROTOCOL, protocol);
         }
-        let stream = response.upgrade().await.map_err(Error::Broken)?;
-        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
+        let response = self.send(request).await?;
+        // RFC 6455, 4.1: another accept key, or none, is no websocket; nor is one of another protocol.
+        let is = |name, wanted: &str| response.headers().get(name).is_some_and(|value| value == wanted);
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS
+            || !is(header::SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key.as_bytes()))
+            || protocol.is_some_and(|protocol| !is(header::SEC_WEBSOCKET_PROTOCOL, protocol))
+        {
+            return Err(Error::Websocket("what answers there does not speak this protocol".to_owned()));
+        }
+        response.upgrade().await.map_err(Error::Broken)
     }
 
     fn failed(&self, error: reqwest::Error) -> Error {
@@ -170,6 +191,12 @@ impl Resolve for Resolver {
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
+}
+
+/// Parameters as they stand in a path, behind the question mark.
+pub(super) fn query(parameters: &[(&str, &str)]) -> String {
+    let any = Url::parse_with_params("http://any", parameters);
+    any.ok().and_then(|url| url.query().map(str::to_owned)).unwrap_or_default()
 }
 
 /// The address of an API.

@@ -44,7 +44,7 @@ pub enum Error {
     Unreachable { address: String, cause: String },
     #[error("the connection to the daemon ended early")]
     Broken(#[source] reqwest::Error),
-    #[error("the log cannot be followed: {0}")]
+    #[error("the connection to the daemon cannot be used: {0}")]
     Websocket(String),
     #[error("{title}")]
     Api { status: u16, title: String, details: String },
@@ -134,6 +134,9 @@ impl Error {
             Self::Api { status: 401 | 403, .. } => "log in with 'epiniod login URL'",
             Self::Api { status: 404, .. } => {
                 "look at what there is with 'epiniod apps list --all' and 'epiniod namespaces list'"
+            }
+            Self::Api { status: 502, .. } => {
+                "the message names what does not answer; see its log with 'epiniod apps logs NAME'"
             }
             Self::Api { status: 500.., .. } => "the daemon's log says more",
             Self::Api { .. } => "correct what the message names, and repeat the command",

@@ -24,8 +24,8 @@ pub struct KubernetesFlags {
     #[arg(long, env = "EPINIOD_IN_CLUSTER", conflicts_with = "kubeconfig", help_heading = "Kubernetes")]
     pub in_cluster: bool,
     /// The namespace of the daemon's own objects [default: that of its pod, else epiniod]
-    #[arg(long, env = "EPINIOD_NAMESPACE", value_name = "NAMESPACE", help_heading = "Kubernetes")]
-    pub namespace: Option<String>,
+    #[arg(long, env = "EPINIOD_SYSTEM_NAMESPACE", value_name = "NAMESPACE", help_heading = "Kubernetes")]
+    pub system_namespace: Option<String>,
     /// Address where nodes and pods reach the registry of a daemon outside of the cluster
     #[arg(long, env = "EPINIOD_ADVERTISE", value_name = "ADDRESS", help_heading = "Kubernetes")]
     pub advertise: Option<String>,
@@ -59,7 +59,7 @@ impl KubernetesFlags {
             }
         }
         let own = || Some(std::fs::read_to_string(OWN_NAMESPACE).ok()?.trim().to_owned()).filter(|_| self.in_cluster);
-        let namespace = self.namespace.clone().or_else(own).unwrap_or_else(|| NAMESPACE.to_owned());
+        let namespace = self.system_namespace.clone().or_else(own).unwrap_or_else(|| NAMESPACE.to_owned());
         Some(Kubernetes {
             kubeconfig: self.kubeconfig.clone(),
             namespace,
@@ -74,7 +74,7 @@ impl KubernetesFlags {
             self.kubeconfig.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
         vec![
             ("--kubeconfig", kubeconfig.map(Into::into)),
-            ("--namespace", text(&self.namespace)),
+            ("--system-namespace", text(&self.system_namespace)),
             ("--advertise", text(&self.advertise)),
             ("--ingress-class", text(&self.ingress_class)),
         ]

@@ -268,6 +268,12 @@ mod tests {
         ) -> Result<BoxStream<'static, LogLine>, runtime::Error> {
             unimplemented!()
         }
+        async fn exec(&self, _: &ReleaseId, _: &str, _: runtime::Command) -> Result<runtime::Session, runtime::Error> {
+            unimplemented!()
+        }
+        async fn forward(&self, _: &ReleaseId, _: &str, _: u16) -> Result<runtime::Connection, runtime::Error> {
+            unimplemented!()
+        }
         async fn collect(&self, _: &[ImageName]) -> Result<(), runtime::Error> {
             Ok(())
         }

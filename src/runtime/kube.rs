@@ -13,6 +13,7 @@ mod reach;
 mod run;
 mod step;
 mod trouble;
+mod visit;
 mod workload;
 
 use std::{
@@ -40,8 +41,8 @@ use tokio_util::sync::CancellationToken;
 use self::observe::Observed;
 pub use self::step::run_role;
 use super::{
-    Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, StepOutcome, Volumes, Workload,
-    WorkloadStatus,
+    Command, Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, Session, StepOutcome, Volumes,
+    Workload, WorkloadStatus,
 };
 use crate::{
     blob::SharedBlobs,
@@ -71,16 +72,22 @@ pub struct Settings {
     pub scratch: PathBuf,
     /// The class of the ingresses; none where the daemon's own edge routes.
     pub ingress_class: Option<String>,
-    /// The credential that the kubelet pulls the images of a namespace with: name and password.
-    pub pull_credential: Arc<dyn Fn(&str) -> (String, String) + Send + Sync>,
+    /// What the kubelet pulls with.
+    pub pull_credential: PullCredential,
 }
+
+/// Name and password, for the images of a namespace.
+pub type PullCredential = Arc<dyn Fn(&str) -> (String, String) + Send + Sync>;
 
 /// The runtime of a cluster.
 pub struct KubeRuntime {
     cluster: Arc<Cluster>,
-    exposed: Mutex<Option<Vec<(Namespace, AppName, Vec<Route>)>>>,
+    /// What was exposed last.
+    exposed: Mutex<Option<Exposed>>,
     version: String,
 }
+
+type Exposed = Vec<(Namespace, AppName, Vec<Route>)>;
 
 /// What everything here needs.
 struct Cluster {
@@ -108,7 +115,7 @@ impl KubeRuntime {
     pub async fn open(connection: &Connection, settings: Settings, blobs: SharedBlobs) -> Result<Arc<Self>, Error> {
         let client = connection.client.clone();
         let version = client.apiserver_version().await.map_err(failed("asking the API server for its version"))?;
-        let observed = Observed::start(&client).await?;
+        let observed = Observed::start(&client, &settings.namespace).await?;
         if let Some(daemon) = settings.outside {
             reach::from_nodes(&client, &settings.namespace, daemon).await?;
         }
@@ -192,6 +199,14 @@ impl Runtime for KubeRuntime {
         Ok(logs::read(Arc::clone(&self.cluster), namespace, app, query))
     }
 
+    async fn exec(&self, id: &ReleaseId, instance: &str, command: Command) -> Result<Session, Error> {
+        visit::exec(&self.cluster, id, instance, command).await
+    }
+
+    async fn forward(&self, id: &ReleaseId, instance: &str, port: u16) -> Result<super::Connection, Error> {
+        visit::forward(&self.cluster, id, instance, port).await
+    }
+
     /// The kubelet throws images away by itself.
     async fn collect(&self, _keep: &[ImageName]) -> Result<(), Error> {
         Ok(())
@@ -235,6 +250,7 @@ async fn prepare_namespace(cluster: &Cluster, namespace: &str) -> Result<(), Err
             "kind": "Namespace",
             "metadata": { "name": namespace, "labels": {
                 names::MANAGED_BY: names::MANAGER,
+                names::SYSTEM: cluster.settings.namespace,
                 "pod-security.kubernetes.io/enforce": "restricted",
             } },
         });

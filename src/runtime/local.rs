@@ -17,6 +17,7 @@ mod images;
 mod init;
 mod instance;
 mod instances;
+mod join;
 mod logs;
 mod netlink;
 mod network;
@@ -28,7 +29,9 @@ mod root;
 mod spec;
 mod steps;
 mod sys;
+mod terminal;
 mod users;
+mod visit;
 
 use std::{
     collections::BTreeMap,
@@ -52,8 +55,8 @@ use self::{
     spec::{Ids, User},
 };
 use super::{
-    Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, StepOutcome, Volumes, Workload,
-    WorkloadStatus,
+    Command, Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, Session, StepOutcome, Volumes,
+    Workload, WorkloadStatus,
 };
 use crate::{
     blob::SharedBlobs,
@@ -185,6 +188,14 @@ impl Runtime for LocalRuntime {
         query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, Error> {
         Ok(logs::read(Arc::clone(&self.instances), namespace.clone(), app.clone(), query).await)
+    }
+
+    async fn exec(&self, id: &ReleaseId, instance: &str, command: Command) -> Result<Session, Error> {
+        visit::exec(&self.host, &self.instances.folder(id, instance)?, instance, command).await
+    }
+
+    async fn forward(&self, id: &ReleaseId, instance: &str, port: u16) -> Result<super::Connection, Error> {
+        visit::forward(&self.host, &self.instances.folder(id, instance)?, instance, port).await
     }
 
     async fn collect(&self, keep: &[ImageName]) -> Result<(), Error> {

@@ -28,3 +28,4 @@ mod sandbox_rootless;
 mod source_archives;
 mod store_contract;
 mod support;
+mod visits;

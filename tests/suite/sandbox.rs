@@ -12,3 +12,4 @@ pub mod hostile;
 pub mod house;
 mod instances;
 mod steps;
+pub mod visits;

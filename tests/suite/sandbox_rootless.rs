@@ -12,12 +12,14 @@ use std::{
 };
 
 use epiniod::runtime::{Access, Ended, LogStream, Runtime as _, Step, StepImage, StepNetwork, StepUser, VolumeMount};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     sandbox::{
         hostile::{ATTEMPTS, attempt_all, attempt_all_in_steps, private, reach_for_a_neighbour},
         house::{House, ask, image, rootless, rootless_with, step, text},
+        visits::{is_a_good_visit, is_kept_from},
     },
     support::{Daemon, Packages, RunBy},
 };
@@ -111,6 +113,38 @@ fn attempts_are_refused() {
         attempt_all_in_steps(&house, &build, attempts()).await;
         let identity = ask(address, "identity");
         assert!(identity.contains("NoNewPrivs: 1") && identity.contains("Seccomp: 2"), "{identity}");
+        house.close().await;
+    });
+}
+
+#[test]
+fn a_command_is_what_the_program_is() {
+    rootless("sandbox_rootless::a_command_is_what_the_program_is", async {
+        let house = House::open().await;
+        is_a_good_visit(&house).await;
+        // What there is belongs to the only user there is.
+        let own_root =
+            ["create /file-in-the-root", "create /etc/file", "create /proc/self/root/file", "create /dev/file"];
+        is_kept_from(&house, ATTEMPTS.iter().filter(|(attempt, _)| !own_root.contains(attempt))).await;
+        house.close().await;
+    });
+}
+
+#[test]
+fn a_port_is_one_of_the_instances_or_none() {
+    rootless("sandbox_rootless::a_port_is_one_of_the_instances_or_none", async {
+        let house = House::open().await;
+        let workload = house.workload("forwarded", 1);
+        let address = house.start(&workload).await[0];
+        let mut connection = house.runtime.forward(&workload.id, "forwarded-1-0", address.port()).await.unwrap();
+        connection.write_all(b"hello\n").await.unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "you said hello\n");
+        let others = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let other = others.local_addr().unwrap().port();
+        let refused = house.runtime.forward(&workload.id, "forwarded-1-0", other).await.err().expect("not its own");
+        assert!(refused.to_string().contains("does not listen there"), "{refused}");
         house.close().await;
     });
 }

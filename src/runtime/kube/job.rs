@@ -29,7 +29,11 @@ pub(super) struct Manifests {
 /// What the containers of a job are called is what its steps are called.
 pub(super) fn manifests(settings: &Settings, job: &Job) -> Result<Manifests, Error> {
     let name = names::job(&job.id);
-    let labels = json!({ names::MANAGED_BY: names::MANAGER, names::STAGING: job.id.to_string() });
+    let labels = json!({
+        names::MANAGED_BY: names::MANAGER,
+        names::SYSTEM: settings.namespace,
+        names::STAGING: job.id.to_string(),
+    });
     // One user for all: volumes are nobody's in particular, and what one step wrote the next one changes.
     let of_image = job.steps.iter().find_map(|step| match step.user {
         StepUser::Image { uid, gid } => Some((uid, gid)),
@@ -137,7 +141,7 @@ fn container(settings: &Settings, step: &Step, tool: Tool, (user, group): (u32, 
     }
     if step.trust == Trust::BuildCa && settings.build_ca.is_some() {
         let bundle = |path: &&str| json!({ "name": "trust", "mountPath": path, "subPath": "ca.crt", "readOnly": true });
-        mounts.extend(TRUST_BUNDLES.iter().map(|path| bundle(path)));
+        mounts.extend(TRUST_BUNDLES.iter().map(bundle));
     }
     json!({
         "name": step.name,

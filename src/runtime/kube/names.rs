@@ -10,6 +10,8 @@ use crate::{
 /// Who writes: the field manager of server-side apply, and the value of `app.kubernetes.io/managed-by`.
 pub(super) const MANAGER: &str = "epiniod";
 pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The namespace of the daemon: there may be several in a cluster.
+pub(super) const SYSTEM: &str = "epiniod.dev/system";
 pub(super) const APP: &str = "epiniod.dev/app";
 pub(super) const RELEASE: &str = "epiniod.dev/release";
 pub(super) const STAGING: &str = "epiniod.dev/staging";
@@ -30,14 +32,9 @@ pub(super) fn environment(id: &ReleaseId) -> String {
     format!("{}-env-{}", id.app, id.number)
 }
 
-/// All of ours.
-pub(super) fn ours() -> String {
-    format!("{MANAGED_BY}={MANAGER}")
-}
-
-/// All of ours that have this label.
-pub(super) fn ours_with(label: &str) -> String {
-    format!("{MANAGED_BY}={MANAGER},{label}")
+/// All of this installation that have this label.
+pub(super) fn ours_with(system: &str, label: &str) -> String {
+    format!("{MANAGED_BY}={MANAGER},{SYSTEM}={system},{label}")
 }
 
 pub(super) fn of_staging(id: &JobId) -> String {

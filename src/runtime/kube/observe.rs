@@ -44,10 +44,10 @@ pub(super) struct Observed {
 
 impl Observed {
     /// Begins to watch, and waits for the first look.
-    pub async fn start(client: &Client) -> Result<Arc<Self>, Error> {
+    pub async fn start(client: &Client, system: &str) -> Result<Arc<Self>, Error> {
         let changes = watch::Sender::new(0);
-        let pods = keep(Api::<Pod>::all(client.clone()), changes.clone());
-        let deployments = keep(Api::<Deployment>::all(client.clone()), changes.clone());
+        let pods = keep(Api::<Pod>::all(client.clone()), system, changes.clone());
+        let deployments = keep(Api::<Deployment>::all(client.clone()), system, changes.clone());
         let first = async {
             pods.wait_until_ready().await?;
             deployments.wait_until_ready().await
@@ -123,7 +123,7 @@ impl Observed {
 }
 
 /// Keeps a copy of all objects of a kind that are ours and of an application.
-fn keep<K>(api: Api<K>, changes: watch::Sender<u64>) -> Store<K>
+fn keep<K>(api: Api<K>, system: &str, changes: watch::Sender<u64>) -> Store<K>
 where
     K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
         + Clone
@@ -134,7 +134,7 @@ where
         + 'static,
 {
     let (reader, writer) = reflector::store();
-    let config = watcher::Config::default().labels(&names::ours_with(names::APP));
+    let config = watcher::Config::default().labels(&names::ours_with(system, names::APP));
     let kept = reflector::reflector(writer, watcher(api, config).modify(|object| object.managed_fields_mut().clear()));
     tokio::spawn(async move {
         let mut kept = std::pin::pin!(kept.default_backoff());

@@ -99,7 +99,7 @@ pub(super) async fn discard(cluster: &Cluster, id: &JobId) -> Result<(), Error> 
 
 /// The jobs that something is left of.
 pub(super) async fn left_over(cluster: &Cluster) -> Result<Vec<JobId>, Error> {
-    let ours = ListParams::default().labels(&names::ours_with(names::STAGING));
+    let ours = ListParams::default().labels(&names::ours_with(&cluster.settings.namespace, names::STAGING));
     let doing = || "looking for interrupted stagings".to_owned();
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.settings.builds_namespace);
     let jobs = cluster.jobs().list_metadata(&ours).await.map_err(failed(doing()))?.items;

@@ -32,6 +32,8 @@ const UNNOTICED: u64 = 5;
 const GRACE: u64 = 10;
 /// How long a program may take until it accepts connections, in seconds; the health gate may give up before.
 const START: u64 = 120;
+/// The container of an instance.
+pub(super) const CONTAINER: &str = "app";
 /// What a pod that is told to go may take beyond its grace.
 const GOING: Duration = Duration::from_secs(60);
 
@@ -39,7 +41,8 @@ const GOING: Duration = Duration::from_secs(60);
 pub(super) async fn apply(cluster: &Cluster, workload: &Workload) -> Result<(), Error> {
     let id = &workload.id;
     let doing = || format!("applying release {id}");
-    let deployment = deployment(workload);
+    let system = cluster.settings.namespace.as_str();
+    let deployment = deployment(system, workload);
     let applied = Digest::of(deployment.to_string().as_bytes()).to_string();
     if is_applied(cluster, id, &applied, workload.instances) {
         return Ok(());
@@ -49,9 +52,9 @@ pub(super) async fn apply(cluster: &Cluster, workload: &Workload) -> Result<(), 
     let force = PatchParams::apply(names::MANAGER).force();
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
     let name = names::environment(id);
-    secrets.patch(&name, &force, &Patch::Apply(environment(workload))).await.map_err(failed(doing()))?;
+    secrets.patch(&name, &force, &Patch::Apply(environment(system, workload))).await.map_err(failed(doing()))?;
     let services: Api<Service> = Api::namespaced(cluster.client.clone(), namespace);
-    services.patch(id.app.as_str(), &force, &Patch::Apply(service(id))).await.map_err(failed(doing()))?;
+    services.patch(id.app.as_str(), &force, &Patch::Apply(service(system, id))).await.map_err(failed(doing()))?;
     let mut deployment = deployment;
     deployment["metadata"]["annotations"] = json!({ names::APPLIED: applied });
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
@@ -106,7 +109,8 @@ pub(super) async fn remove(cluster: &Cluster, id: &ReleaseId, grace: Duration) -
 /// The pod template of the newest other release that still has pods.
 async fn before(cluster: &Cluster, id: &ReleaseId) -> Result<Option<Value>, Error> {
     let sets: Api<ReplicaSet> = Api::namespaced(cluster.client.clone(), id.namespace.as_str());
-    let of_app = ListParams::default().labels(&format!("{},{}={}", names::ours(), names::APP, id.app));
+    let of_app = ListParams::default()
+        .labels(&names::ours_with(&cluster.settings.namespace, &format!("{}={}", names::APP, id.app)));
     let sets = sets.list(&of_app).await.map_err(failed(format!("looking for what ran before release {id}")))?;
     let other = |set: &ReplicaSet| {
         let release = observe::release_of(set).filter(|release| release != id)?;
@@ -140,8 +144,9 @@ async fn wait_until_gone(cluster: &Cluster, id: &ReleaseId, grace: Duration) -> 
 }
 
 /// What the labels of everything of an application have in common.
-fn labels(namespace: &Namespace, app: &AppName) -> BTreeMap<&'static str, String> {
+fn labels(system: &str, namespace: &Namespace, app: &AppName) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
+        (names::SYSTEM, system.to_owned()),
         (names::MANAGED_BY, names::MANAGER.to_owned()),
         ("app.kubernetes.io/name", app.to_string()),
         ("app.kubernetes.io/part-of", namespace.to_string()),
@@ -149,26 +154,26 @@ fn labels(namespace: &Namespace, app: &AppName) -> BTreeMap<&'static str, String
     ])
 }
 
-fn labels_of_release(id: &ReleaseId) -> BTreeMap<&'static str, String> {
-    let mut labels = labels(&id.namespace, &id.app);
+fn labels_of_release(system: &str, id: &ReleaseId) -> BTreeMap<&'static str, String> {
+    let mut labels = labels(system, &id.namespace, &id.app);
     labels.insert(names::RELEASE, id.number.to_string());
     labels
 }
 
-fn environment(workload: &Workload) -> Value {
+fn environment(system: &str, workload: &Workload) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": { "name": names::environment(&workload.id), "labels": labels_of_release(&workload.id) },
+        "metadata": { "name": names::environment(&workload.id), "labels": labels_of_release(system, &workload.id) },
         "stringData": workload.env,
     })
 }
 
-fn service(id: &ReleaseId) -> Value {
+fn service(system: &str, id: &ReleaseId) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": { "name": id.app, "labels": labels(&id.namespace, &id.app) },
+        "metadata": { "name": id.app, "labels": labels(system, &id.namespace, &id.app) },
         "spec": {
             "selector": { names::APP: id.app },
             "ports": [{ "name": "http", "port": 80, "targetPort": PORT, "protocol": "TCP" }],
@@ -176,11 +181,11 @@ fn service(id: &ReleaseId) -> Value {
     })
 }
 
-fn deployment(workload: &Workload) -> Value {
+fn deployment(system: &str, workload: &Workload) -> Value {
     let id = &workload.id;
     let answers = json!({ "port": PORT });
     let container = json!({
-        "name": "app",
+        "name": CONTAINER,
         "image": workload.image.to_string(),
         "imagePullPolicy": "IfNotPresent",
         "env": [{ "name": "PORT", "value": PORT.to_string() }],
@@ -197,14 +202,14 @@ fn deployment(workload: &Workload) -> Value {
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": { "name": id.app, "labels": labels(&id.namespace, &id.app) },
+        "metadata": { "name": id.app, "labels": labels(system, &id.namespace, &id.app) },
         "spec": {
             "replicas": workload.instances,
             "revisionHistoryLimit": 2,
             "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
             "selector": { "matchLabels": { names::APP: id.app } },
             "template": {
-                "metadata": { "labels": labels_of_release(id) },
+                "metadata": { "labels": labels_of_release(system, id) },
                 "spec": {
                     "automountServiceAccountToken": false,
                     "enableServiceLinks": false,
@@ -226,11 +231,11 @@ pub(super) async fn expose(
 ) -> Result<(), Error> {
     let doing = || "writing ingresses".to_owned();
     let all: Api<Ingress> = Api::all(cluster.client.clone());
-    let ours = ListParams::default().labels(&names::ours_with(names::APP));
+    let ours = ListParams::default().labels(&names::ours_with(&cluster.settings.namespace, names::APP));
     let there = all.list(&ours).await.map_err(failed(doing()))?.items;
     for (namespace, app, routes) in routes {
         let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), namespace.as_str());
-        let mut wanted = ingress(namespace, app, class, routes);
+        let mut wanted = ingress(&cluster.settings.namespace, namespace, app, class, routes);
         let applied = Digest::of(wanted.to_string().as_bytes()).to_string();
         let same = |ingress: &&Ingress| {
             ingress.namespace().as_deref() == Some(namespace.as_str())
@@ -254,7 +259,7 @@ pub(super) async fn expose(
     Ok(())
 }
 
-fn ingress(namespace: &Namespace, app: &AppName, class: &str, routes: &[Route]) -> Value {
+fn ingress(system: &str, namespace: &Namespace, app: &AppName, class: &str, routes: &[Route]) -> Value {
     let rule = |route: &Route| {
         let path = if route.path().is_empty() { "/" } else { route.path() };
         let backend = json!({ "service": { "name": app, "port": { "number": 80 } } });
@@ -263,7 +268,7 @@ fn ingress(namespace: &Namespace, app: &AppName, class: &str, routes: &[Route]) 
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "Ingress",
-        "metadata": { "name": app, "labels": labels(namespace, app) },
+        "metadata": { "name": app, "labels": labels(system, namespace, app) },
         "spec": { "ingressClassName": class, "rules": routes.iter().map(rule).collect::<Vec<_>>() },
     })
 }

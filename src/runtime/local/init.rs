@@ -10,7 +10,7 @@ use std::{
     ffi::CString,
     fs, io,
     io::{Read as _, Write as _},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     process::ExitCode,
 };
@@ -28,7 +28,7 @@ use nix::{
 };
 
 use super::{
-    harden,
+    harden, join,
     netlink::Netlink,
     root,
     spec::{Ids, Network, RANGE, Spec},
@@ -69,6 +69,7 @@ pub(super) fn run(args: &[String]) -> Option<ExitCode> {
     let result = match mode.as_str() {
         "step" => enter(Mode::Step, Path::new(spec)),
         "instance" => enter(Mode::Instance, Path::new(spec)),
+        "join" => join::run(Path::new(spec)),
         // What a probe runs inside: it came so far.
         "probe" => Ok(ExitCode::SUCCESS),
         _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
@@ -77,7 +78,7 @@ pub(super) fn run(args: &[String]) -> Option<ExitCode> {
 }
 
 /// Tells the reader of the log why there is no sandbox; the exit code for it.
-fn say(error: &io::Error) -> u8 {
+pub(super) fn say(error: &io::Error) -> u8 {
     let _ = writeln!(io::stderr(), "epiniod: the sandbox cannot be set up: {error}");
     if error.kind() == io::ErrorKind::Unsupported { NO_IDMAP } else { CANNOT_START }
 }
@@ -89,9 +90,7 @@ fn enter(mode: Mode, path: &Path) -> io::Result<ExitCode> {
         // A step is started once, and its secrets are read by now.
         fs::remove_file(path)?;
     }
-    for cgroup in &spec.cgroups {
-        fs::write(cgroup.join("cgroup.procs"), "0").map_err(|error| context("joining a cgroup", error))?;
-    }
+    join_cgroups(&spec)?;
     let user_namespace = match spec.ids {
         Ids::Range { first } => Some(user_namespace(first)?),
         Ids::Caller => {
@@ -125,10 +124,15 @@ fn enter(mode: Mode, path: &Path) -> io::Result<ExitCode> {
             let _ = go.write_all(b"go");
             match mode {
                 Mode::Instance => Ok(ExitCode::SUCCESS),
-                Mode::Step => wait(pid),
+                Mode::Step => wait(pid, io::stdin().as_fd()),
             }
         }
     }
+}
+
+pub(super) fn join_cgroups(spec: &Spec) -> io::Result<()> {
+    let mut groups = spec.cgroups.iter().map(|group| group.join("cgroup.procs"));
+    groups.try_for_each(|processes| fs::write(processes, "0")).map_err(|error| context("joining a cgroup", error))
 }
 
 /// Gives the network namespace of the child its end of the wire.
@@ -172,16 +176,14 @@ fn inside(
     parent.read_exact(&mut go).map_err(|error| context("waiting for the network", error))?;
     sethostname(&spec.hostname)?;
     configure_network(&spec.network).map_err(|error| context("configuring the network", error))?;
-    give_output(spec)?;
+    nix::unistd::dup2_stdin(fs::File::open("/dev/null")?)?;
+    give(spec, &[io::stdout().as_fd(), io::stderr().as_fd()])?;
     root::enter(spec, user_namespace.as_ref())?;
     chdir(spec.cwd.as_str()).or_else(|_| chdir("/"))?;
     if let Some(user_namespace) = user_namespace {
         setns(user_namespace, CloneFlags::CLONE_NEWUSER)
             .map_err(|error| context("entering the user namespace", error))?;
-        // As root of the namespace first: what follows needs its capabilities.
-        setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0))?;
-        setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))?;
-        nix::unistd::setgroups(&[])?;
+        become_root()?;
     }
     let program = Program::of(spec)?;
     harden::drop_privileges(spec, &mode.blocked())?;
@@ -192,27 +194,34 @@ fn inside(
     program.start()
 }
 
-/// The output belongs to the program's user: it may open `/dev/stdout`, as some servers do. Its input is empty.
-fn give_output(spec: &Spec) -> io::Result<()> {
-    let null = fs::File::open("/dev/null")?;
-    nix::unistd::dup2_stdin(null)?;
+/// As root of the user namespace first: what follows needs its capabilities.
+pub(super) fn become_root() -> io::Result<()> {
+    setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0))?;
+    setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))?;
+    Ok(nix::unistd::setgroups(&[])?)
+}
+
+/// Pipes belong to the program's user: it may open `/dev/stdout`, as some servers do.
+pub(super) fn give(spec: &Spec, pipes: &[BorrowedFd<'_>]) -> io::Result<()> {
     let Some(user) = spec.ids.outside(spec.user) else { return Ok(()) };
-    for output in [io::stdout().as_fd(), io::stderr().as_fd()] {
-        if nix::sys::stat::fstat(output)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
-            std::os::unix::fs::fchown(output, Some(user.uid), Some(user.gid))?;
+    for pipe in pipes {
+        if nix::sys::stat::fstat(pipe)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
+            std::os::unix::fs::fchown(pipe, Some(user.uid), Some(user.gid))?;
         }
     }
     Ok(())
 }
 
 /// What is started, with nothing left to do that could need memory or files.
-struct Program {
+pub(super) struct Program {
     args: Vec<CString>,
     env: Vec<CString>,
+    /// Where it is looked for, in this order.
+    places: Vec<CString>,
 }
 
 impl Program {
-    fn of(spec: &Spec) -> io::Result<Self> {
+    pub fn of(spec: &Spec) -> io::Result<Self> {
         let strings = |texts: &mut dyn Iterator<Item = String>| {
             texts.map(CString::new).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)
         };
@@ -224,18 +233,34 @@ impl Program {
         if let Some(home) = home(spec.user.uid) {
             env.entry("HOME".to_owned()).or_insert(home);
         }
+        let places = places(&spec.program[0], &env["PATH"]);
         Ok(Self {
             args: strings(&mut spec.program.iter().cloned())?,
+            places: strings(&mut places.into_iter())?,
             env: strings(&mut env.iter().map(|(name, value)| format!("{name}={value}")))?,
         })
     }
 
-    fn start(&self) -> io::Result<std::convert::Infallible> {
-        match execve(&self.args[0], &self.args, &self.env) {
-            Ok(never) => Ok(never),
-            Err(error) => Err(context(&format!("starting {}", self.args[0].to_string_lossy()), error)),
+    pub fn start(&self) -> io::Result<std::convert::Infallible> {
+        let mut missed = Errno::ENOENT;
+        for place in &self.places {
+            match execve(place, &self.args, &self.env) {
+                Ok(never) => return Ok(never),
+                Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+                Err(error) => missed = error,
+            }
         }
+        Err(context(&format!("starting {}", self.args[0].to_string_lossy()), missed))
     }
+}
+
+/// A name without a slash is looked up.
+fn places(program: &str, path: &str) -> Vec<String> {
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    let folders = path.split(':').map(|folder| if folder.is_empty() { "." } else { folder });
+    folders.map(|folder| format!("{folder}/{program}")).collect()
 }
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -315,14 +340,13 @@ fn enter_own_user_namespace(spec: &Spec) -> io::Result<()> {
         .map_err(|error| context(hint, error))
 }
 
-/// Waits for the program of a step. When stdin ends, the daemon is gone, and so is the step.
-fn wait(pid: Pid) -> io::Result<ExitCode> {
+/// Waits for the program of a step. When the lifeline ends, the daemon is gone, and so is the step.
+pub(super) fn wait(pid: Pid, lifeline: BorrowedFd<'_>) -> io::Result<ExitCode> {
     let child = pidfd_open(pid)?;
-    let stdin = io::stdin();
     loop {
         let mut fds = [
             PollFd::new(child.as_fd(), PollFlags::POLLIN),
-            PollFd::new(stdin.as_fd(), PollFlags::POLLIN | PollFlags::POLLHUP),
+            PollFd::new(lifeline, PollFlags::POLLIN | PollFlags::POLLHUP),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
@@ -330,6 +354,8 @@ fn wait(pid: Pid) -> io::Result<ExitCode> {
         };
         if fds[1].any().unwrap_or(false) {
             let _ = kill(pid, Signal::SIGKILL);
+            // It leads a group, and has left that of this process.
+            let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGKILL);
         }
         match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
             WaitStatus::Exited(_, code) => return Ok(ExitCode::from(u8::try_from(code).unwrap_or(255))),

@@ -234,6 +234,14 @@ impl Instances {
             .collect()
     }
 
+    /// The folder of an instance that is not being stopped.
+    pub fn folder(&self, id: &ReleaseId, name: &str) -> Result<PathBuf, Error> {
+        let known = self.lock();
+        let mut all = known.get(id).into_iter().flat_map(|entry| entry.instances.values());
+        let found = all.find(|local| local.instance.name == name && !local.stopping);
+        found.map(|local| local.folder.clone()).ok_or_else(|| Error::NotRunning(name.to_owned()))
+    }
+
     pub fn host(&self) -> &Host {
         &self.host
     }

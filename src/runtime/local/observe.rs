@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::{
     instance::{Local, is_locked},
@@ -41,10 +42,10 @@ struct Said {
 }
 
 /// A process, and when it started: a pid may have been given to somebody else.
-#[derive(Clone, Copy)]
-struct Process {
-    pid: i32,
-    ticks: u64,
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Process {
+    pub pid: i32,
+    pub ticks: u64,
 }
 
 enum SaidState {
@@ -223,11 +224,20 @@ pub(super) fn monitor_pid(folder: &Path) -> Option<Pid> {
 
 /// The program of an instance, as far as its monitor said.
 pub(super) fn program_pid(folder: &Path) -> Option<i32> {
+    program(folder).map(|process| process.pid)
+}
+
+/// The first process of an instance, as long as it is there.
+pub(super) fn program(folder: &Path) -> Option<Process> {
     match read(folder)?.state {
-        SaidState::Running { process: Process { pid, ticks }, .. } => {
-            (processes::start_ticks(pid) == Some(ticks)).then_some(pid)
-        }
+        SaidState::Running { process, .. } => process.is_there().then_some(process),
         _ => None,
+    }
+}
+
+impl Process {
+    pub fn is_there(self) -> bool {
+        processes::start_ticks(self.pid) == Some(self.ticks)
     }
 }
 

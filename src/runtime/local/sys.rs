@@ -3,11 +3,15 @@
 
 use std::{
     ffi::CStr,
-    io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
-use nix::unistd::Pid;
+use nix::{
+    cmsg_space,
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    unistd::Pid,
+};
 
 /// `struct mount_attr` (mount_setattr(2)).
 #[repr(C)]
@@ -100,6 +104,64 @@ pub(super) fn fork(parent: Parent) -> io::Result<Forked> {
 pub(super) fn exchange(socket: BorrowedFd<'_>, request: &[u8], answer: &mut [u8]) -> io::Result<usize> {
     nix::sys::socket::send(socket.as_raw_fd(), request, nix::sys::socket::MsgFlags::empty())?;
     Ok(nix::sys::socket::recv(socket.as_raw_fd(), answer, nix::sys::socket::MsgFlags::empty())?)
+}
+
+/// The most descriptors in one message.
+const MOST_FDS: usize = 3;
+
+/// Sends a message of a process to another, with descriptors for it.
+pub(super) fn send(socket: BorrowedFd<'_>, message: &[u8], fds: &[RawFd]) -> io::Result<()> {
+    let with = [ControlMessage::ScmRights(fds)];
+    let with = if fds.is_empty() { &[][..] } else { &with };
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], with, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// What was sent that way; nothing when the other end is gone.
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = cmsg_space!([RawFd; MOST_FDS]);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for entry in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = entry {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows of them.
+            fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, fds))
+}
+
+/// The terminal's end of a pseudo terminal whose other end this is.
+pub(super) fn terminal_of(master: &impl AsFd) -> io::Result<OwnedFd> {
+    let master = master.as_fd().as_raw_fd();
+    let unlocked: libc::c_int = 0;
+    // SAFETY: the call reads an integer that lives through it.
+    if unsafe { libc::ioctl(master, libc::TIOCSPTLCK, &unlocked) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call takes an integer. Unlike a path it cannot lead anywhere else.
+    let fd = unsafe { libc::ioctl(master, libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just returned this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a terminal the one of this session, which has none yet.
+pub(super) fn control_by(terminal: &impl AsFd) -> io::Result<()> {
+    // SAFETY: the call takes an integer.
+    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Says how large the window of a terminal is.
+pub(super) fn resize(master: &impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call reads a struct that lives through it.
+    let result = unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A descriptor that becomes readable when a process ends.

@@ -22,6 +22,7 @@ unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
     fn fork() -> c_int;
     fn pause() -> c_int;
+    fn ioctl(fd: c_int, request: u64, ...) -> c_int;
     fn signal(number: c_int, handler: usize) -> usize;
     fn getuid() -> u32;
     fn geteuid() -> u32;
@@ -67,6 +68,12 @@ fn main() {
             std::thread::sleep(Duration::from_secs(seconds.parse().expect("a number")));
             serve(&listen("0.0.0.0", &env::var("PORT").expect("PORT")));
         }
+        ["serve-both", inner] => {
+            let inner = listen("127.0.0.1", inner);
+            std::thread::spawn(move || serve(&inner));
+            serve(&listen("0.0.0.0", &env::var("PORT").expect("PORT")));
+        }
+        ["terminal"] => println!("{}", terminal().unwrap_or_else(|error| fail(error))),
         ["http", version] => http::serve(version),
         ["attempt", name, arguments @ ..] => match attempt(name, arguments) {
             Ok(done) => {
@@ -106,6 +113,18 @@ fn identity() -> String {
     let wanted = ["Uid:", "Gid:", "CapEff:", "CapPrm:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:"];
     let lines = status.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
     lines.map(|line| format!("{}\n", line.split_whitespace().collect::<Vec<_>>().join(" "))).collect()
+}
+
+/// Which terminal this has, and its rows and columns, when somebody has typed a line.
+fn terminal() -> io::Result<String> {
+    const GET_WINDOW_SIZE: u64 = 0x5413;
+    io::stdin().read_line(&mut String::new())?;
+    let mut size = [0_u16; 4];
+    // SAFETY: the call fills the array, which is as large as the struct that it knows.
+    if unsafe { ioctl(0, GET_WINDOW_SIZE, size.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(format!("{} {} {}", fs::read_link("/proc/self/fd/1")?.display(), size[0], size[1]))
 }
 
 fn listen(address: &str, port: &str) -> TcpListener {
