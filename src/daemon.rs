@@ -35,7 +35,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let registry = listen("--registry-listen", config.registry_listen).await?;
     let (api_address, registry_address) = (address_of(&api)?, address_of(&registry)?);
     let place = match &config.kubernetes {
-        Some(kubernetes) => Some(Place::connect(kubernetes).await?),
+        Some(kubernetes) => Some(Place::connect(kubernetes, &config.data_dir).await?),
         None => None,
     };
     let Some(leadership) = standby::until_leading(place.as_ref(), &api, &control).await? else { return Ok(()) };

@@ -34,7 +34,7 @@ const HISTORY: usize = 10_000;
 /// breaks is taken up where it was.
 pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: usize, log: &LogSink) {
     let (mut skip, mut last) = (seen, None);
-    let mut failures = 0;
+    let (mut failures, mut new) = (0, true);
     while failures < ATTEMPTS {
         let params = LogParams {
             container: Some(container.to_owned()),
@@ -47,13 +47,15 @@ pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: u
             Ok(output) => {
                 let mut lines = Lines::new(output, container);
                 while let Some((at, line)) = lines.next().await {
-                    if skip > 0 {
+                    // After a broken connection the lines of the last second come again.
+                    new = if lines.continues { new } else { last.is_none_or(|last| at > last) };
+                    if new && skip > 0 {
                         skip -= 1;
-                    } else if last.is_none_or(|last| at > last) || lines.continues {
+                    } else if new {
                         failures = 0;
                         let _ = log.send(line).await;
                     }
-                    last = Some(at);
+                    last = last.max(Some(at));
                 }
                 if ended(pods, pod, container).await {
                     return;
@@ -97,7 +99,7 @@ pub(super) fn read(
 }
 
 async fn feed(cluster: &Arc<Cluster>, namespace: &Namespace, app: &AppName, query: LogQuery, sink: &LogSink) {
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace.as_str());
+    let pods: Api<Pod> = Api::namespaced(cluster.streams.clone(), namespace.as_str());
     let mut changes = cluster.observed.changes();
     let mut known = BTreeMap::new();
     let mut history = Vec::new();
