@@ -106,6 +106,12 @@ impl Cluster {
         command
     }
 
+    /// The beginning of a command on the node of a cluster that the scripts made.
+    pub fn on_node(&self) -> Option<Command> {
+        let folder = self.kubeconfig.parent().filter(|folder| folder.join("kubernetes").is_file())?;
+        Some(script("enter", folder.file_name()?.to_str()?))
+    }
+
     /// Host and port of the API server.
     pub fn server(&self) -> (String, u16) {
         let text = std::fs::read_to_string(&self.kubeconfig).expect("a readable kubeconfig");

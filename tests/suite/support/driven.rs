@@ -150,6 +150,20 @@ impl Driven {
         text(&output.stdout)
     }
 
+    pub fn apply(&self, object: &Value) {
+        let path = self.files.path().join("object.json");
+        fs::write(&path, object.to_string()).expect("a file");
+        self.kubectl(&["apply", "-f", path.to_str().expect("a path in UTF-8")]);
+    }
+
+    /// The way to the cluster, changed.
+    pub fn kubeconfig(&self, change: impl FnOnce(&mut Value)) -> String {
+        let text = fs::read_to_string(&self.cluster.kubeconfig).expect("a readable kubeconfig");
+        let mut kubeconfig: Value = serde_yaml_ng::from_str(&text).expect("YAML");
+        change(&mut kubeconfig);
+        kubeconfig.to_string()
+    }
+
     /// The objects that `kubectl get` finds.
     pub fn objects(&self, arguments: &[&str]) -> Vec<Value> {
         let found = self.kubectl(&[&["get", "-o", "json"], arguments].concat());
