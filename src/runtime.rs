@@ -57,6 +57,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Counts the changes of states of instances. Subscribe before looking: then no change is missed.
     fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
 
+    /// Counts changes of what was applied that may be somebody else's; none where nobody else can make any.
+    fn drift(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
+        None
+    }
+
     /// Stops a workload: SIGTERM, after `grace` SIGKILL. Ends when nothing is left of it.
     async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error>;
 

@@ -18,6 +18,8 @@ use crate::{
 
 /// How often everything is looked at without a reason.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// Changes within this time are looked at together.
+const TOGETHER: Duration = Duration::from_millis(500);
 
 /// Releases that are on their way in or out, and how many have them in hand.
 #[derive(Clone, Default)]
@@ -64,12 +66,14 @@ impl Apps {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut next_sweep = tokio::time::Instant::now() + INTERVAL;
         let mut changes = self.runtime.changes();
+        let mut drift = self.runtime.drift();
         // What changed before this was called counts as well.
         changes.mark_changed();
         loop {
             let due = tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(next_sweep) => true,
+                () = drifted(&mut drift) => true,
                 changed = changes.changed() => {
                     if changed.is_err() {
                         return;
@@ -234,6 +238,17 @@ impl Apps {
         backends.sort_by_key(|backend| index_of(&backend.instance));
         backends.split_off(backends.len().min(app.instances as usize))
     }
+}
+
+/// Ends when somebody else may have changed what was applied, and a little later, as changes seldom come alone. Who
+/// does not wait until then is told again.
+async fn drifted(drift: &mut Option<tokio::sync::watch::Receiver<u64>>) {
+    let Some(drift) = drift else { return std::future::pending().await };
+    if drift.clone().changed().await.is_err() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(TOGETHER).await;
+    drift.mark_unchanged();
 }
 
 /// The last part of the name of an instance. The runtime stops those with the highest.

@@ -1,13 +1,15 @@
 //! A daemon of a cluster: its connection, its store, its runtime, and who leads.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{Error, own_image};
 use crate::{
     auth::Auth,
     blob::SharedBlobs,
     config::{Config, Kubernetes},
-    model::SYSTEM_REPOSITORY,
+    model::{Digest, SYSTEM_REPOSITORY},
     oci::registry::Registry,
     runtime::{SharedRuntime, kube},
     store::kube::{self as kube_store, Cluster, Election, KubeConfig, KubeStore, Leadership, Terms},
@@ -21,6 +23,8 @@ pub(super) struct Place {
     pub settings: Kubernetes,
     pub connection: Cluster,
     terms: Terms,
+    identity: String,
+    _data_dir: Option<Flock<fs::File>>,
 }
 
 impl Place {
@@ -32,14 +36,21 @@ impl Place {
             // Blobs on a disk are this daemon's alone: it goes on when the API server is away, until another one leads.
             None => Terms { give_up: Duration::from_secs(24 * 3600), ..Terms::default() },
         };
-        Ok(Self { settings: settings.clone(), connection, terms })
+        let data_dir = &config.data_dir;
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        // Who has this folder alone is who had it before: after a crash nobody has to wait until that one's right to lead
+        // is over. The name of a pod says the same.
+        let data_dir_lock = settings.kubeconfig.as_ref().and_then(|_| lock(data_dir));
+        let identity = match &data_dir_lock {
+            Some(_) => format!("{host}-{}", &Digest::of(data_dir.as_os_str().as_encoded_bytes()).hex()[..12]),
+            None => format!("{host}-{}", std::process::id()),
+        };
+        Ok(Self { settings: settings.clone(), connection, terms, identity, _data_dir: data_dir_lock })
     }
 
     /// Waits until no other daemon of this cluster leads.
     pub async fn lead(&self) -> Result<Leadership, Error> {
-        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        let identity = format!("{host}-{}", std::process::id());
-        let namespace = &self.settings.namespace;
+        let (namespace, identity) = (&self.settings.namespace, self.identity.clone());
         Ok(Election::new(&self.connection, namespace, identity, self.terms).win().await?)
     }
 
@@ -57,6 +68,13 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// None while another daemon has this folder: then that one's right to lead is waited for.
+fn lock(data_dir: &Path) -> Option<Flock<fs::File>> {
+    fs::create_dir_all(data_dir).ok()?;
+    let file = fs::File::create(data_dir.join("leader.lock")).ok()?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
 }
 
 /// The runtime, and where its jobs reach the registry.

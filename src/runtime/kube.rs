@@ -5,6 +5,7 @@
 //! pods. What the daemon wants is written by server-side apply; what there is comes by watches.
 
 mod beside;
+mod call;
 mod job;
 mod logs;
 mod names;
@@ -17,11 +18,11 @@ mod visit;
 mod workload;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -38,8 +39,12 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use self::observe::Observed;
 pub use self::step::run_role;
+use self::{
+    call::{call, failed},
+    observe::Observed,
+    workload::Applied,
+};
 use super::{
     Command, Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, Session, StepOutcome, Volumes,
     Workload, WorkloadStatus,
@@ -52,6 +57,9 @@ use crate::{
 
 /// Where applications listen.
 const PORT: u16 = 8080;
+/// So long it is believed that what was made is still there, where no watch tells: a little less than the interval in
+/// which everything is looked at.
+const BELIEVED: Duration = Duration::from_secs(50);
 
 /// What the runtime has to know.
 #[derive(Clone)]
@@ -82,21 +90,26 @@ pub type PullCredential = Arc<dyn Fn(&str) -> (String, String) + Send + Sync>;
 /// The runtime of a cluster.
 pub struct KubeRuntime {
     cluster: Arc<Cluster>,
-    /// What was exposed last.
-    exposed: Mutex<Option<Exposed>>,
+    /// What was exposed last, and when.
+    exposed: Mutex<Option<(Instant, Routes)>>,
     version: String,
 }
 
-type Exposed = Vec<(Namespace, AppName, Vec<Route>)>;
+type Routes = Vec<(Namespace, AppName, Vec<Route>)>;
 
 /// What everything here needs.
 struct Cluster {
+    /// For calls and watches: a connection that is dead without a word ends.
     client: Client,
+    /// For streams that may be silent for long.
+    streams: Client,
     settings: Settings,
     blobs: SharedBlobs,
     observed: Arc<Observed>,
-    /// Namespaces that are there and have the secret for pulls.
-    prepared: Mutex<std::collections::HashSet<String>>,
+    /// When namespaces were seen to be there, with the secret for pulls.
+    prepared: Mutex<HashMap<String, Instant>>,
+    /// What applications were last made.
+    applied: Mutex<HashMap<(Namespace, AppName), Applied>>,
 }
 
 impl Cluster {
@@ -108,18 +121,23 @@ impl Cluster {
     fn builds(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.settings.builds_namespace)
     }
+
+    fn build_secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.settings.builds_namespace)
+    }
 }
 
 impl KubeRuntime {
     /// Makes what builds need, and begins to watch what runs.
     pub async fn open(connection: &Connection, settings: Settings, blobs: SharedBlobs) -> Result<Arc<Self>, Error> {
-        let client = connection.client.clone();
+        let (client, streams) = (connection.calls.clone(), connection.client.clone());
         let version = client.apiserver_version().await.map_err(failed("asking the API server for its version"))?;
         let observed = Observed::start(&client, &settings.namespace).await?;
         if let Some(daemon) = settings.outside {
             reach::from_nodes(&client, &settings.namespace, daemon).await?;
         }
-        let cluster = Arc::new(Cluster { client, settings, blobs, observed, prepared: Mutex::default() });
+        let (prepared, applied) = (Mutex::default(), Mutex::default());
+        let cluster = Arc::new(Cluster { client, streams, settings, blobs, observed, prepared, applied });
         lay_out_builds(&cluster).await?;
         Ok(Arc::new(Self { cluster, exposed: Mutex::default(), version: version.git_version }))
     }
@@ -127,7 +145,7 @@ impl KubeRuntime {
 
 /// Makes the namespace of a daemon that is outside of the cluster.
 pub async fn make_namespace(connection: &Connection, namespace: &str) -> Result<(), Error> {
-    reach::make_namespace(&connection.client, namespace).await
+    reach::make_namespace(&connection.calls, namespace).await
 }
 
 #[async_trait]
@@ -176,17 +194,22 @@ impl Runtime for KubeRuntime {
         self.cluster.observed.changes()
     }
 
+    fn drift(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
+        Some(self.cluster.observed.drift())
+    }
+
     async fn remove(&self, id: &ReleaseId, grace: Duration) -> Result<(), Error> {
         workload::remove(&self.cluster, id, grace).await
     }
 
     async fn expose(&self, routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), Error> {
         let Some(class) = &self.cluster.settings.ingress_class else { return Ok(()) };
-        if self.exposed.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&routes) {
+        let before = self.exposed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if before.is_some_and(|(since, before)| since.elapsed() < BELIEVED && before == routes) {
             return Ok(());
         }
         workload::expose(&self.cluster, class, &routes).await?;
-        *self.exposed.lock().unwrap_or_else(PoisonError::into_inner) = Some(routes);
+        *self.exposed.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), routes));
         Ok(())
     }
 
@@ -221,42 +244,34 @@ impl Runtime for KubeRuntime {
 /// The namespace of builds, and what all of them share.
 async fn lay_out_builds(cluster: &Cluster) -> Result<(), Error> {
     let name = &cluster.settings.builds_namespace;
-    prepare_namespace(cluster, name).await?;
+    if is_prepared(cluster, name) {
+        return Ok(());
+    }
     if let Some(authorities) = &cluster.settings.build_ca {
-        let doing = || format!("writing the certificate authorities for builds into namespace {name}");
-        let force = PatchParams::apply(names::MANAGER).force();
+        make_namespace_if_missing(cluster, name).await?;
         let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), name);
         let map = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": { "name": names::BUILD_CA, "labels": { names::MANAGED_BY: names::MANAGER } },
-            "data": { "ca.crt": authorities },
-        });
-        maps.patch(names::BUILD_CA, &force, &Patch::Apply(map)).await.map_err(failed(doing()))?;
-    }
-    Ok(())
-}
-
-/// Makes a namespace that is not there, and the secret with which the kubelet pulls its images; once by each daemon.
-async fn prepare_namespace(cluster: &Cluster, namespace: &str) -> Result<(), Error> {
-    if cluster.prepared.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace) {
-        return Ok(());
-    }
-    let namespaces: Api<ClusterNamespace> = Api::all(cluster.client.clone());
-    let doing = || format!("making namespace {namespace}");
-    if namespaces.get_opt(namespace).await.map_err(failed(doing()))?.is_none() {
-        let object = json!({
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": { "name": namespace, "labels": {
+            "metadata": { "name": names::BUILD_CA, "labels": {
                 names::MANAGED_BY: names::MANAGER,
                 names::SYSTEM: cluster.settings.namespace,
-                "pod-security.kubernetes.io/enforce": "restricted",
             } },
+            "data": { "ca.crt": authorities },
         });
-        let force = PatchParams::apply(names::MANAGER).force();
-        namespaces.patch(namespace, &force, &Patch::Apply(object)).await.map_err(failed(doing()))?;
+        let (force, map) = (PatchParams::apply(names::MANAGER).force(), Patch::Apply(map));
+        let doing = format!("writing the certificate authorities for builds into namespace {name}");
+        call(&doing, || maps.patch(names::BUILD_CA, &force, &map)).await?;
     }
+    prepare_namespace(cluster, name).await
+}
+
+/// Makes a namespace that is not there, and the secret with which the kubelet pulls its images.
+async fn prepare_namespace(cluster: &Cluster, namespace: &str) -> Result<(), Error> {
+    if is_prepared(cluster, namespace) {
+        return Ok(());
+    }
+    make_namespace_if_missing(cluster, namespace).await?;
     let (name, password) = (cluster.settings.pull_credential)(namespace);
     let auth = STANDARD.encode(format!("{name}:{password}"));
     let config = json!({ "auths": { REGISTRY_NAME: { "username": name, "password": password, "auth": auth } } });
@@ -264,34 +279,41 @@ async fn prepare_namespace(cluster: &Cluster, namespace: &str) -> Result<(), Err
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/dockerconfigjson",
-        "metadata": { "name": names::PULL_SECRET, "labels": { names::MANAGED_BY: names::MANAGER } },
+        "metadata": { "name": names::PULL_SECRET, "labels": {
+                names::MANAGED_BY: names::MANAGER,
+                names::SYSTEM: cluster.settings.namespace,
+            } },
         "stringData": { ".dockerconfigjson": config.to_string() },
     });
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
-    let force = PatchParams::apply(names::MANAGER).force();
-    let doing = || format!("writing the secret for pulls in namespace {namespace}");
-    secrets.patch(names::PULL_SECRET, &force, &Patch::Apply(secret)).await.map_err(failed(doing()))?;
-    cluster.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
+    let (force, secret) = (PatchParams::apply(names::MANAGER).force(), Patch::Apply(secret));
+    let doing = format!("writing the secret for pulls in namespace {namespace}");
+    call(&doing, || secrets.patch(names::PULL_SECRET, &force, &secret)).await?;
+    let mut prepared = cluster.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+    prepared.insert(namespace.to_owned(), Instant::now());
     Ok(())
 }
 
-/// What the API server refused or did not answer, in plain words.
-fn failed(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
-    let doing = doing.into();
-    move |error| {
-        let cause = match &error {
-            kube::Error::Api(status) if status.code == 403 => {
-                format!(
-                    "the daemon may not do that in this cluster: {}; 'epiniod install' sets its permissions",
-                    status.message
-                )
-            }
-            kube::Error::Api(status) if status.code == 401 => {
-                format!("the API server does not know the daemon's credential: {}", status.message)
-            }
-            kube::Error::Api(status) => status.message.clone(),
-            other => format!("the API server does not answer: {}", crate::telemetry::chain(other)),
-        };
-        Error::Failed { doing, cause }
+fn is_prepared(cluster: &Cluster, namespace: &str) -> bool {
+    let prepared = cluster.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+    prepared.get(namespace).is_some_and(|since| since.elapsed() < BELIEVED)
+}
+
+async fn make_namespace_if_missing(cluster: &Cluster, namespace: &str) -> Result<(), Error> {
+    let namespaces: Api<ClusterNamespace> = Api::all(cluster.client.clone());
+    let doing = format!("making namespace {namespace}");
+    if call(&doing, || namespaces.get_opt(namespace)).await?.is_some() {
+        return Ok(());
     }
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": { "name": namespace, "labels": {
+            names::MANAGED_BY: names::MANAGER,
+            names::SYSTEM: cluster.settings.namespace,
+            "pod-security.kubernetes.io/enforce": "restricted",
+        } },
+    });
+    let (force, object) = (PatchParams::apply(names::MANAGER).force(), Patch::Apply(object));
+    call(&doing, || namespaces.patch(namespace, &force, &object)).await.map(drop)
 }

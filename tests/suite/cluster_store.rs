@@ -2,7 +2,7 @@
 
 mod connecting;
 mod leading;
-mod outages;
+pub mod outages;
 mod place;
 
 use std::{sync::Arc, time::Duration};

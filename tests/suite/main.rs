@@ -11,6 +11,7 @@ mod buildpacks;
 mod built_images;
 mod cli_reference;
 mod cluster;
+mod cluster_apps;
 mod cluster_store;
 mod command_line;
 mod crashes;

@@ -12,11 +12,13 @@ use std::{
 mod bucket;
 pub mod cluster;
 mod daemon;
+mod driven;
 mod http;
 
 pub use bucket::{ACCESS, Bucket, Proxy, SECRET, files, keys, open};
 pub use cluster::cluster;
 pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
+pub use driven::{Driven, Turn, driven, sources};
 pub use http::{get, request};
 
 /// Waits for something that has to become true.

@@ -1,6 +1,10 @@
 //! What containers write, by the API server.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, StreamExt as _,
@@ -23,8 +27,8 @@ use crate::{
 const LINE_BYTES: u64 = 16 << 10;
 /// Between attempts to read on.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How often reading may fail without a line in between.
-const ATTEMPTS: u32 = 20;
+/// How long reading may fail without a line in between: longer than an API server is away that starts again.
+const GIVE_UP: Duration = Duration::from_secs(120);
 /// Lines of an instance that wait for a slow reader.
 const AHEAD: usize = 64;
 /// How many lines of a pod are read when nobody says how many.
@@ -34,8 +38,8 @@ const HISTORY: usize = 10_000;
 /// breaks is taken up where it was.
 pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: usize, log: &LogSink) {
     let (mut skip, mut last) = (seen, None);
-    let mut failures = 0;
-    while failures < ATTEMPTS {
+    let (mut give_up, mut new) = (Instant::now() + GIVE_UP, true);
+    while Instant::now() < give_up {
         let params = LogParams {
             container: Some(container.to_owned()),
             follow: true,
@@ -47,13 +51,15 @@ pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: u
             Ok(output) => {
                 let mut lines = Lines::new(output, container);
                 while let Some((at, line)) = lines.next().await {
-                    if skip > 0 {
+                    // After a broken connection the lines of the last second come again.
+                    new = if lines.continues { new } else { last.is_none_or(|last| at > last) };
+                    if new && skip > 0 {
                         skip -= 1;
-                    } else if last.is_none_or(|last| at > last) || lines.continues {
-                        failures = 0;
+                    } else if new {
                         let _ = log.send(line).await;
                     }
-                    last = Some(at);
+                    last = last.max(Some(at));
+                    give_up = Instant::now() + GIVE_UP;
                 }
                 if ended(pods, pod, container).await {
                     return;
@@ -62,7 +68,6 @@ pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: u
             Err(kube::Error::Api(status)) if status.code == 404 => return,
             Err(error) => tracing::debug!(pod, container, %error, "the output of a container cannot be read yet"),
         }
-        failures += 1;
         tokio::time::sleep(PAUSE).await;
     }
     tracing::warn!(pod, container, "the output of a container cannot be read; its log has a gap");
@@ -97,7 +102,7 @@ pub(super) fn read(
 }
 
 async fn feed(cluster: &Arc<Cluster>, namespace: &Namespace, app: &AppName, query: LogQuery, sink: &LogSink) {
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace.as_str());
+    let pods: Api<Pod> = Api::namespaced(cluster.streams.clone(), namespace.as_str());
     let mut changes = cluster.observed.changes();
     let mut known = BTreeMap::new();
     let mut history = Vec::new();

@@ -1,15 +1,21 @@
-//! What runs in the cluster, kept up to date by watches: pods and deployments of ours.
+//! What runs in the cluster, kept up to date by watches: pods, deployments and services of ours.
 
-use std::{collections::BTreeSet, fmt::Debug, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Debug,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::Deployment,
-        core::v1::{ContainerStateTerminated, ContainerStatus, Pod},
+        core::v1::{ContainerStateTerminated, ContainerStatus, Pod, Service},
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use kube::{
     Api, Client, ResourceExt as _,
@@ -22,7 +28,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::{PORT, logs, names, trouble};
+use super::{PORT, logs, names, run::WATCH_SECONDS, trouble};
 use crate::{
     model::{AppName, Namespace, ReleaseId, Timestamp},
     runtime::{Ended, Error, Instance, InstanceState, WorkloadStatus},
@@ -39,25 +45,29 @@ const LONGEST_BACK_OFF: i64 = 300;
 pub(super) struct Observed {
     pods: Store<Pod>,
     deployments: Store<Deployment>,
+    services: Store<Service>,
     changes: watch::Sender<u64>,
+    drift: watch::Sender<u64>,
 }
 
 impl Observed {
     /// Begins to watch, and waits for the first look.
     pub async fn start(client: &Client, system: &str) -> Result<Arc<Self>, Error> {
-        let changes = watch::Sender::new(0);
-        let pods = keep(Api::<Pod>::all(client.clone()), system, changes.clone());
-        let deployments = keep(Api::<Deployment>::all(client.clone()), system, changes.clone());
+        let (changes, drift) = (watch::Sender::new(0), watch::Sender::new(0));
+        let pods = keep(Api::<Pod>::all(client.clone()), system, changes.clone(), None);
+        let deployments = keep(Api::<Deployment>::all(client.clone()), system, changes.clone(), Some(drift.clone()));
+        let services = keep(Api::<Service>::all(client.clone()), system, changes.clone(), Some(drift.clone()));
         let first = async {
             pods.wait_until_ready().await?;
+            services.wait_until_ready().await?;
             deployments.wait_until_ready().await
         };
         let late = |cause: String| Error::Failed { doing: "looking at what runs in the cluster".to_owned(), cause };
         match tokio::time::timeout(FIRST_LOOK, first).await {
-            Ok(Ok(())) => Ok(Arc::new(Self { pods, deployments, changes })),
+            Ok(Ok(())) => Ok(Arc::new(Self { pods, deployments, services, changes, drift })),
             Ok(Err(error)) => Err(late(error.to_string())),
             Err(_) => Err(late(format!(
-                "the API server does not list pods and deployments within {} s; is the daemon permitted to list and watch them?",
+                "the API server does not list pods, services and deployments within {} s; is the daemon permitted to list and watch them?",
                 FIRST_LOOK.as_secs()
             ))),
         }
@@ -65,6 +75,11 @@ impl Observed {
 
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Counts changes of deployments and services that are more than news of what goes on.
+    pub fn drift(&self) -> watch::Receiver<u64> {
+        self.drift.subscribe()
     }
 
     pub fn pod(&self, namespace: Option<&str>, name: &str) -> Option<Arc<Pod>> {
@@ -90,6 +105,10 @@ impl Observed {
 
     pub fn deployment(&self, namespace: &Namespace, app: &AppName) -> Option<Arc<Deployment>> {
         self.deployments.get(&ObjectRef::new(app.as_str()).within(namespace.as_str()))
+    }
+
+    pub fn service(&self, namespace: &Namespace, app: &AppName) -> Option<Arc<Service>> {
+        self.services.get(&ObjectRef::new(app.as_str()).within(namespace.as_str()))
     }
 
     /// All releases that pods or deployments are left of.
@@ -123,7 +142,7 @@ impl Observed {
 }
 
 /// Keeps a copy of all objects of a kind that are ours and of an application.
-fn keep<K>(api: Api<K>, system: &str, changes: watch::Sender<u64>) -> Store<K>
+fn keep<K>(api: Api<K>, system: &str, changes: watch::Sender<u64>, drift: Option<watch::Sender<u64>>) -> Store<K>
 where
     K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
         + Clone
@@ -134,11 +153,28 @@ where
         + 'static,
 {
     let (reader, writer) = reflector::store();
-    let config = watcher::Config::default().labels(&names::ours_with(system, names::APP));
+    let config = watcher::Config::default().labels(&names::ours_with(system, names::APP)).timeout(WATCH_SECONDS);
     let kept = reflector::reflector(writer, watcher(api, config).modify(|object| object.managed_fields_mut().clear()));
     tokio::spawn(async move {
         let mut kept = std::pin::pin!(kept.default_backoff());
+        let mut marks = HashMap::new();
         while let Some(event) = kept.next().await {
+            let drifted = match &event {
+                Ok(watcher::Event::Apply(object)) => {
+                    let (name, now) = ((object.namespace(), object.name_any()), mark(object.meta()));
+                    marks.insert(name, now.clone()).is_some_and(|before| before != now)
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    marks.remove(&(object.namespace(), object.name_any()));
+                    true
+                }
+                // What happened while nobody watched.
+                Ok(watcher::Event::InitDone) => true,
+                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) | Err(_) => false,
+            };
+            if let Some(drift) = drift.as_ref().filter(|_| drifted) {
+                drift.send_modify(|changes| *changes += 1);
+            }
             match event {
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Ok(_) => changes.send_modify(|changes| *changes += 1),
@@ -147,6 +183,12 @@ where
         }
     });
     reader
+}
+
+/// Changes when what is wanted of an object does. Objects without a generation change with everything.
+pub(super) fn mark(object: &ObjectMeta) -> String {
+    let version = object.generation.map(|generation| generation.to_string()).or(object.resource_version.clone());
+    format!("{}/{}", object.uid.as_deref().unwrap_or_default(), version.unwrap_or_default())
 }
 
 pub(super) fn release_of(object: &impl kube::ResourceExt) -> Option<ReleaseId> {

@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{failed, names};
+use super::{call::call, names};
 use crate::runtime::Error;
 
 /// The service and the port on every node, where image names have the registry.
@@ -26,12 +26,12 @@ pub(super) async fn make_namespace(client: &Client, namespace: &str) -> Result<(
     let own = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace, "labels": labels } });
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let force = PatchParams::apply(names::MANAGER).force();
-    let made = namespaces.patch(namespace, &force, &Patch::Apply(own)).await;
-    made.map(drop).map_err(failed(format!("making namespace {namespace}")))
+    let own = Patch::Apply(own);
+    call(&format!("making namespace {namespace}"), || namespaces.patch(namespace, &force, &own)).await.map(drop)
 }
 
 pub(super) async fn from_nodes(client: &Client, namespace: &str, daemon: SocketAddr) -> Result<(), Error> {
-    let doing = || format!("making service {SERVICE} in namespace {namespace}");
+    let doing = format!("making service {SERVICE} in namespace {namespace}");
     let force = PatchParams::apply(names::MANAGER).force();
     let labels = json!({ names::MANAGED_BY: names::MANAGER });
     let port = daemon.port();
@@ -42,7 +42,8 @@ pub(super) async fn from_nodes(client: &Client, namespace: &str, daemon: SocketA
         "spec": { "type": "NodePort", "ports": [{ "name": "registry", "port": NODE_PORT, "nodePort": NODE_PORT, "targetPort": port }] },
     });
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    services.patch(SERVICE, &force, &Patch::Apply(service)).await.map_err(failed(doing()))?;
+    let service = Patch::Apply(service);
+    call(&doing, || services.patch(SERVICE, &force, &service)).await?;
     let family = match daemon.ip() {
         IpAddr::V4(_) => "IPv4",
         IpAddr::V6(_) => "IPv6",
@@ -59,6 +60,6 @@ pub(super) async fn from_nodes(client: &Client, namespace: &str, daemon: SocketA
         "endpoints": [{ "addresses": [daemon.ip().to_string()], "conditions": { "ready": true } }],
     });
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
-    slices.patch(SERVICE, &force, &Patch::Apply(slice)).await.map_err(failed(doing()))?;
-    Ok(())
+    let slice = Patch::Apply(slice);
+    call(&doing, || slices.patch(SERVICE, &force, &slice)).await.map(drop)
 }

@@ -13,7 +13,7 @@ use std::{
 use futures::StreamExt as _;
 use k8s_openapi::api::{
     batch::v1::Job as ClusterJob,
-    core::v1::{ContainerState, ContainerStatus, Event, Pod, Secret},
+    core::v1::{ContainerState, ContainerStatus, Event, Pod},
 };
 use kube::{
     Api, ResourceExt as _,
@@ -24,7 +24,13 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cluster, failed, job, logs, names, step::Ending, trouble};
+use super::{
+    Cluster,
+    call::{call, call_unless_missing, is_taken},
+    job, logs, names,
+    step::Ending,
+    trouble,
+};
 use crate::{
     model::Timestamp,
     runtime::{Ended, Error, JOB_BEGINS, Job, JobId, LogLine, LogSink, LogStream, StepOutcome},
@@ -42,6 +48,9 @@ const LAST_LINES: Duration = Duration::from_secs(20);
 const GOING: Duration = Duration::from_secs(60);
 /// The origin of what keeps a job waiting.
 const ORIGIN: &str = "cluster";
+/// Watches end by themselves before a connection without a word counts as dead, in seconds.
+pub(super) const WATCH_SECONDS: u32 = 30;
+const DELETED: &str = "somebody deleted its pod, or its node went away; push again";
 
 pub(super) async fn run(
     cluster: &Arc<Cluster>,
@@ -76,22 +85,22 @@ pub(super) async fn run(
 
 /// Deletes what there is of a job, and waits until its pod is gone.
 pub(super) async fn discard(cluster: &Cluster, id: &JobId) -> Result<(), Error> {
-    let doing = || format!("deleting job {}", names::job(id));
-    let (jobs, pods) = (cluster.jobs(), cluster.builds());
-    ignore_missing(jobs.delete(&names::job(id), &DeleteParams::background()).await).map_err(failed(doing()))?;
-    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.settings.builds_namespace);
-    ignore_missing(secrets.delete(&names::job(id), &DeleteParams::default()).await).map_err(failed(doing()))?;
+    let (name, doing) = (names::job(id), format!("deleting job {}", names::job(id)));
+    let (jobs, pods, secrets) = (cluster.jobs(), cluster.builds(), cluster.build_secrets());
+    let (background, at_once) = (DeleteParams::background(), DeleteParams::default());
+    call_unless_missing(&doing, || jobs.delete(&name, &background)).await?;
+    call_unless_missing(&doing, || secrets.delete(&name, &at_once)).await?;
     let of_job = ListParams::default().labels(&names::of_staging(id));
     let until = Instant::now() + GOING;
     loop {
-        let left = pods.list(&of_job).await.map_err(failed(doing()))?.items;
-        let job_left = jobs.get_opt(&names::job(id)).await.map_err(failed(doing()))?.is_some();
-        if left.is_empty() && !job_left {
+        let pods_left = !call(&doing, || pods.list_metadata(&of_job)).await?.items.is_empty();
+        let job_left = call(&doing, || jobs.get_metadata_opt(&name)).await?.is_some();
+        if !pods_left && !job_left {
             return Ok(());
         }
         if Instant::now() >= until {
             let cause = format!("it is still there after {} s", GOING.as_secs());
-            return Err(Error::Failed { doing: doing(), cause });
+            return Err(Error::Failed { doing, cause });
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -100,10 +109,10 @@ pub(super) async fn discard(cluster: &Cluster, id: &JobId) -> Result<(), Error> 
 /// The jobs that something is left of.
 pub(super) async fn left_over(cluster: &Cluster) -> Result<Vec<JobId>, Error> {
     let ours = ListParams::default().labels(&names::ours_with(&cluster.settings.namespace, names::STAGING));
-    let doing = || "looking for interrupted stagings".to_owned();
-    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.settings.builds_namespace);
-    let jobs = cluster.jobs().list_metadata(&ours).await.map_err(failed(doing()))?.items;
-    let secrets = secrets.list_metadata(&ours).await.map_err(failed(doing()))?.items;
+    let doing = "looking for interrupted stagings";
+    let (jobs, secrets) = (cluster.jobs(), cluster.build_secrets());
+    let jobs = call(doing, || jobs.list_metadata(&ours)).await?.items;
+    let secrets = call(doing, || secrets.list_metadata(&ours)).await?.items;
     let labels = jobs.iter().map(|job| job.labels()).chain(secrets.iter().map(|secret| secret.labels()));
     let mut ids: Vec<JobId> = labels.filter_map(|labels| labels.get(names::STAGING)?.parse().ok()).collect();
     ids.sort();
@@ -119,29 +128,37 @@ enum Begun {
 
 /// Makes the job, or finds the one that a daemon before made for the same images.
 async fn begin(cluster: &Cluster, job: &Job) -> Result<Begun, Error> {
-    let doing = || format!("making job {}", names::job(&job.id));
-    let jobs = cluster.jobs();
-    if let Some(there) = jobs.get_opt(&names::job(&job.id)).await.map_err(failed(doing()))? {
+    let (name, doing) = (names::job(&job.id), format!("making job {}", names::job(&job.id)));
+    let (jobs, secrets) = (cluster.jobs(), cluster.build_secrets());
+    if let Some(there) = call(&doing, || jobs.get_opt(&name)).await? {
         let going = there.metadata.deletion_timestamp.is_none();
         if going && images_of(&there) == job::images(&cluster.settings, job) {
             return Ok(Begun::Found);
         }
         discard(cluster, &job.id).await?;
     }
+    super::lay_out_builds(cluster).await?;
     let manifests = job::manifests(&cluster.settings, job)?;
-    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.settings.builds_namespace);
-    let apply = PatchParams::apply(names::MANAGER).force();
-    let name = names::job(&job.id);
-    secrets.patch(&name, &apply, &Patch::Apply(&manifests.secret)).await.map_err(failed(doing()))?;
-    let made = serde_json::from_value::<ClusterJob>(manifests.job)
-        .map_err(|error| Error::Failed { doing: doing(), cause: error.to_string() })?;
-    let made = jobs.create(&PostParams::default(), &made).await.map_err(failed(doing()))?;
+    let (apply, secret) = (PatchParams::apply(names::MANAGER).force(), Patch::Apply(&manifests.secret));
+    call(&doing, || secrets.patch(&name, &apply, &secret)).await?;
+    let wanted = serde_json::from_value::<ClusterJob>(manifests.job)
+        .map_err(|error| Error::Failed { doing: doing.clone(), cause: error.to_string() })?;
+    let made = call(&doing, || create(&jobs, &name, &wanted)).await?;
     // The secret goes when the job does, whoever throws it away.
-    let owner = json!({ "metadata": { "ownerReferences": [{
+    let owner = Patch::Merge(json!({ "metadata": { "ownerReferences": [{
         "apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": made.uid().unwrap_or_default(),
-    }] } });
-    secrets.patch(&name, &PatchParams::default(), &Patch::Merge(&owner)).await.map_err(failed(doing()))?;
+    }] } }));
+    let merge = PatchParams::default();
+    call(&doing, || secrets.patch(&name, &merge, &owner)).await?;
     Ok(Begun::Anew)
+}
+
+/// A job that is there now was made by this request when it was sent before: there was none when it was looked for.
+async fn create(jobs: &Api<ClusterJob>, name: &str, wanted: &ClusterJob) -> kube::Result<ClusterJob> {
+    match jobs.create(&PostParams::default(), wanted).await {
+        Err(error) if is_taken(&error) => jobs.get(name).await,
+        made => made,
+    }
 }
 
 fn images_of(job: &ClusterJob) -> Vec<String> {
@@ -170,18 +187,21 @@ struct Following<'a> {
 
 impl Following<'_> {
     async fn follow(&mut self) -> Result<Vec<StepOutcome>, Error> {
-        let config = watcher::Config::default().labels(&names::of_staging(&self.job.id));
+        let config = watcher::Config::default().labels(&names::of_staging(&self.job.id)).timeout(WATCH_SECONDS);
         let mut changes = pin!(watcher(self.cluster.builds(), config));
         let mut pod = None;
+        // Whether the list that is being read has the pod in it.
+        let mut listed = false;
         loop {
             match tokio::time::timeout(LOOK, changes.next()).await {
                 Ok(Some(Ok(watcher::Event::Apply(changed) | watcher::Event::InitApply(changed)))) => {
-                    pod = Some(changed);
+                    (pod, listed) = (Some(changed), true);
                 }
-                Ok(Some(Ok(watcher::Event::Delete(_)))) => {
-                    return Err(self.lost("somebody deleted its pod, or its node went away"));
-                }
-                Ok(Some(Ok(watcher::Event::Init | watcher::Event::InitDone))) | Err(_) => {}
+                Ok(Some(Ok(watcher::Event::Delete(_)))) => return Err(self.lost(DELETED)),
+                Ok(Some(Ok(watcher::Event::Init))) => listed = false,
+                // It went while nobody watched.
+                Ok(Some(Ok(watcher::Event::InitDone))) if pod.is_some() && !listed => return Err(self.lost(DELETED)),
+                Ok(Some(Ok(watcher::Event::InitDone))) | Err(_) => {}
                 // The watcher tries again by itself.
                 Ok(Some(Err(error))) => {
                     tracing::warn!(job = %self.job.id, %error, "watching a job failed; trying again");
@@ -212,6 +232,9 @@ impl Following<'_> {
             self.last_lines(step.name).await;
             let ended = outcome.ended;
             outcomes.push(outcome);
+            if ended != Ended::Exit(0) && pod.metadata.deletion_timestamp.is_some() {
+                return Err(self.lost(DELETED));
+            }
             if ended != Ended::Exit(0) {
                 return Ok(Some(outcomes));
             }
@@ -242,10 +265,15 @@ impl Following<'_> {
         let events: Api<Event> = Api::namespaced(self.cluster.client.clone(), &self.cluster.settings.builds_namespace);
         let of_job = format!("involvedObject.kind=Job,involvedObject.name={}", names::job(&self.job.id));
         let events = events.list(&ListParams::default().fields(&of_job)).await;
+        // The API server is away, perhaps, or the daemon may not read them: then its patience ends it.
         let Ok(events) = events else { return Ok(None) };
         let refused = events.items.into_iter().filter(|event| event.reason.as_deref() == Some("FailedCreate"));
         if let Some(message) = refused.filter_map(|event| event.message).next_back() {
             self.wait_for(trouble::of_creation(&message)).await?;
+        } else if matches!(self.cluster.jobs().get_metadata_opt(&names::job(&self.job.id)).await, Ok(None)) {
+            return Err(self.lost("somebody deleted it"));
+        } else {
+            self.wait_for("the cluster has made no pod for it yet".to_owned()).await?;
         }
         Ok(None)
     }
@@ -272,7 +300,8 @@ impl Following<'_> {
         if self.logs.contains_key(container) {
             return;
         }
-        let (pods, pod, log) = (self.cluster.builds(), pod.name_any(), self.log.clone());
+        let pods = Api::namespaced(self.cluster.streams.clone(), &self.cluster.settings.builds_namespace);
+        let (pod, log) = (pod.name_any(), self.log.clone());
         let seen = self.seen.get(container).copied().unwrap_or_default();
         let reader = tokio::spawn(async move { logs::forward(&pods, &pod, container, seen, &log).await });
         self.logs.insert(container, reader);
@@ -340,12 +369,4 @@ fn outcome(name: &'static str, state: &ContainerState) -> Option<StepOutcome> {
     };
     let report = ending.report.and_then(|report| serde_json::to_vec(&report).ok());
     Some(StepOutcome { name, ended, duration: Duration::from_millis(millis), report })
-}
-
-pub(super) fn ignore_missing<T>(result: kube::Result<T>) -> kube::Result<()> {
-    match result {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error),
-    }
 }

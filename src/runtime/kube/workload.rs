@@ -6,21 +6,30 @@
 
 use std::{
     collections::BTreeMap,
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    core::v1::{Secret, Service},
-    networking::v1::Ingress,
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, ReplicaSet},
+        core::v1::{Secret, Service},
+        networking::v1::Ingress,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, ResourceExt as _,
+    Api, Resource as _, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
-use super::{Cluster, PORT, failed, job::resources, names, observe};
+use super::{
+    BELIEVED, Cluster, PORT,
+    call::{call, call_unless_missing},
+    job::resources,
+    names, observe,
+};
 use crate::{
     model::{AppName, Digest, Namespace, ReleaseId, Route},
     runtime::{Error, Workload},
@@ -37,73 +46,88 @@ pub(super) const CONTAINER: &str = "app";
 /// What a pod that is told to go may take beyond its grace.
 const GOING: Duration = Duration::from_secs(60);
 
+/// What an application was last made in the cluster, and when. Whatever somebody else does to it changes a mark.
+pub(super) struct Applied {
+    wanted: Digest,
+    deployment: String,
+    service: String,
+    at: Instant,
+}
+
 /// Makes the cluster have this release with so many instances.
 pub(super) async fn apply(cluster: &Cluster, workload: &Workload) -> Result<(), Error> {
     let id = &workload.id;
-    let doing = || format!("applying release {id}");
     let system = cluster.settings.namespace.as_str();
     let deployment = deployment(system, workload);
-    let applied = Digest::of(deployment.to_string().as_bytes()).to_string();
-    if is_applied(cluster, id, &applied, workload.instances) {
+    let wanted = Digest::of(deployment.to_string().as_bytes());
+    if is_applied(cluster, id, wanted) {
         return Ok(());
     }
-    super::prepare_namespace(cluster, id.namespace.as_str()).await?;
-    let namespace = id.namespace.as_str();
+    let doing = format!("applying release {id}");
+    let (namespace, app) = (id.namespace.as_str(), id.app.as_str());
+    super::prepare_namespace(cluster, namespace).await?;
     let force = PatchParams::apply(names::MANAGER).force();
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
-    let name = names::environment(id);
-    secrets.patch(&name, &force, &Patch::Apply(environment(system, workload))).await.map_err(failed(doing()))?;
+    let (name, environment) = (names::environment(id), Patch::Apply(environment(system, workload)));
+    call(&doing, || secrets.patch(&name, &force, &environment)).await?;
     let services: Api<Service> = Api::namespaced(cluster.client.clone(), namespace);
-    services.patch(id.app.as_str(), &force, &Patch::Apply(service(system, id))).await.map_err(failed(doing()))?;
-    let mut deployment = deployment;
-    deployment["metadata"]["annotations"] = json!({ names::APPLIED: applied });
+    let service = Patch::Apply(service(system, id));
+    let service = call(&doing, || services.patch(app, &force, &service)).await?;
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
-    deployments.patch(id.app.as_str(), &force, &Patch::Apply(deployment)).await.map_err(failed(doing()))?;
+    let deployment = Patch::Apply(deployment);
+    let deployment = call(&doing, || deployments.patch(app, &force, &deployment)).await?;
+    let (deployment, service) = (observe::mark(deployment.meta()), observe::mark(service.meta()));
+    let applied = Applied { wanted, deployment, service, at: Instant::now() };
+    let mut all = cluster.applied.lock().unwrap_or_else(PoisonError::into_inner);
+    all.insert((id.namespace.clone(), id.app.clone()), applied);
     Ok(())
 }
 
-/// Whether the deployment is what this would make of it. Somebody else's changes of what matters are seen, too.
-fn is_applied(cluster: &Cluster, id: &ReleaseId, applied: &str, instances: u32) -> bool {
-    cluster.observed.deployment(&id.namespace, &id.app).is_some_and(|there| {
-        let replicas = there.spec.as_ref().and_then(|spec| spec.replicas);
-        there.annotations().get(names::APPLIED).map(String::as_str) == Some(applied)
-            && observe::current(&there).as_ref() == Some(id)
-            && replicas.and_then(|replicas| u32::try_from(replicas).ok()) == Some(instances)
-            && there.metadata.deletion_timestamp.is_none()
-    })
+/// Whether everything is as it was made, as far as watches tell. Of what they do not tell that is believed for a while;
+/// to apply what is so already costs little.
+fn is_applied(cluster: &Cluster, id: &ReleaseId, wanted: Digest) -> bool {
+    let all = cluster.applied.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(applied) = all.get(&(id.namespace.clone(), id.app.clone())) else { return false };
+    let deployment = cluster.observed.deployment(&id.namespace, &id.app);
+    let service = cluster.observed.service(&id.namespace, &id.app);
+    let same = |now: Option<&ObjectMeta>, mark: &String| {
+        now.is_some_and(|now| observe::mark(now) == *mark && now.deletion_timestamp.is_none())
+    };
+    applied.wanted == wanted
+        && applied.at.elapsed() < BELIEVED
+        && same(deployment.as_deref().map(Deployment::meta), &applied.deployment)
+        && same(service.as_deref().map(Service::meta), &applied.service)
 }
 
 /// Takes a release away. When it is what the deployment is at, and an older one still has pods, the deployment goes back
 /// to that; without one it goes.
 pub(super) async fn remove(cluster: &Cluster, id: &ReleaseId, grace: Duration) -> Result<(), Error> {
-    let doing = || format!("stopping release {id}");
-    let namespace = id.namespace.as_str();
+    let doing = format!("stopping release {id}");
+    let (namespace, app) = (id.namespace.as_str(), id.app.as_str());
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
-    let there = deployments.get_opt(id.app.as_str()).await.map_err(failed(doing()))?;
+    let there = call(&doing, || deployments.get_opt(app)).await?;
     if there.as_ref().is_some_and(|there| observe::current(there).as_ref() == Some(id)) {
         match before(cluster, id).await? {
             Some(template) => {
-                let undo = json!({
-                    "metadata": { "annotations": { names::APPLIED: null } },
-                    "spec": { "template": template },
-                });
                 // Replaced, not merged: what only the failed release has must not stay.
-                let undo = Patch::Merge(undo);
-                deployments.patch(id.app.as_str(), &PatchParams::default(), &undo).await.map_err(failed(doing()))?;
+                let undo = Patch::Merge(json!({ "spec": { "template": template } }));
+                let merge = PatchParams::default();
+                call(&doing, || deployments.patch(app, &merge, &undo)).await?;
             }
             None => {
-                let gone = deployments.delete(id.app.as_str(), &DeleteParams::foreground()).await;
-                super::run::ignore_missing(gone).map_err(failed(doing()))?;
+                let (foreground, at_once) = (DeleteParams::foreground(), DeleteParams::default());
+                call_unless_missing(&doing, || deployments.delete(app, &foreground)).await?;
                 let services: Api<Service> = Api::namespaced(cluster.client.clone(), namespace);
-                let gone = services.delete(id.app.as_str(), &DeleteParams::default()).await;
-                super::run::ignore_missing(gone).map_err(failed(doing()))?;
+                call_unless_missing(&doing, || services.delete(app, &at_once)).await?;
             }
         }
+        let mut all = cluster.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&(id.namespace.clone(), id.app.clone()));
     }
     wait_until_gone(cluster, id, grace).await?;
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
-    let gone = secrets.delete(&names::environment(id), &DeleteParams::default()).await;
-    super::run::ignore_missing(gone).map_err(failed(doing()))
+    let (name, at_once) = (names::environment(id), DeleteParams::default());
+    call_unless_missing(&doing, || secrets.delete(&name, &at_once)).await
 }
 
 /// The pod template of the newest other release that still has pods.
@@ -111,7 +135,7 @@ async fn before(cluster: &Cluster, id: &ReleaseId) -> Result<Option<Value>, Erro
     let sets: Api<ReplicaSet> = Api::namespaced(cluster.client.clone(), id.namespace.as_str());
     let of_app = ListParams::default()
         .labels(&names::ours_with(&cluster.settings.namespace, &format!("{}={}", names::APP, id.app)));
-    let sets = sets.list(&of_app).await.map_err(failed(format!("looking for what ran before release {id}")))?;
+    let sets = call(&format!("looking for what ran before release {id}"), || sets.list(&of_app)).await?;
     let other = |set: &ReplicaSet| {
         let release = observe::release_of(set).filter(|release| release != id)?;
         let pods = set.status.as_ref().map_or(0, |status| status.replicas);
@@ -229,10 +253,10 @@ pub(super) async fn expose(
     class: &str,
     routes: &[(Namespace, AppName, Vec<Route>)],
 ) -> Result<(), Error> {
-    let doing = || "writing ingresses".to_owned();
+    let doing = "writing ingresses";
     let all: Api<Ingress> = Api::all(cluster.client.clone());
     let ours = ListParams::default().labels(&names::ours_with(&cluster.settings.namespace, names::APP));
-    let there = all.list(&ours).await.map_err(failed(doing()))?.items;
+    let there = call(doing, || all.list(&ours)).await?.items;
     for (namespace, app, routes) in routes {
         let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), namespace.as_str());
         let mut wanted = ingress(&cluster.settings.namespace, namespace, app, class, routes);
@@ -244,16 +268,16 @@ pub(super) async fn expose(
         };
         if there.iter().find(same).is_none() {
             wanted["metadata"]["annotations"] = json!({ names::APPLIED: applied });
-            let force = PatchParams::apply(names::MANAGER).force();
-            ingresses.patch(app.as_str(), &force, &Patch::Apply(wanted)).await.map_err(failed(doing()))?;
+            let (force, wanted) = (PatchParams::apply(names::MANAGER).force(), Patch::Apply(wanted));
+            call(doing, || ingresses.patch(app.as_str(), &force, &wanted)).await?;
         }
     }
     for ingress in there {
         let (namespace, name) = (ingress.namespace().unwrap_or_default(), ingress.name_any());
         if !routes.iter().any(|(ns, app, _)| ns.as_str() == namespace && app.as_str() == name) {
             let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), &namespace);
-            let gone = ingresses.delete(&name, &DeleteParams::default()).await;
-            super::run::ignore_missing(gone).map_err(failed(doing()))?;
+            let at_once = DeleteParams::default();
+            call_unless_missing(doing, || ingresses.delete(&name, &at_once)).await?;
         }
     }
     Ok(())

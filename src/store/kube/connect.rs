@@ -18,7 +18,7 @@ pub struct Cluster {
     /// For streams that may be silent for long (logs, exec): their reader knows when to give up.
     pub(crate) client: Client,
     /// For calls and watches: a connection that is dead without a word ends.
-    pub(super) calls: Client,
+    pub(crate) calls: Client,
     /// The namespace of the pod or of the kubeconfig's context.
     pub(crate) namespace: String,
 }

@@ -3,7 +3,7 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     sync::Arc,
 };
 
@@ -12,9 +12,13 @@ use epiniod::store::{
 };
 use serde_json::json;
 
-use super::super::{store_contract::Subject, support::not_run};
+use super::super::{
+    store_contract::Subject,
+    support::{self, cluster::Cluster as TestCluster},
+};
 
 pub struct Place {
+    cluster: &'static TestCluster,
     pub kubeconfig: PathBuf,
     pub system: String,
     pub namespaces: [String; 2],
@@ -23,10 +27,11 @@ pub struct Place {
 impl Place {
     /// `None`, loudly, where there is no cluster.
     pub async fn make(what: &str) -> Option<Self> {
-        let kubeconfig = PathBuf::from(kubeconfig(what)?);
+        let cluster = support::cluster(&format!("{what}, in a cluster"))?;
         let word = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap()[..8].to_owned();
         let place = Self {
-            kubeconfig,
+            cluster,
+            kubeconfig: cluster.kubeconfig.clone(),
             system: format!("t{word}-system"),
             namespaces: [format!("t{word}-a"), format!("t{word}-b")],
         };
@@ -74,8 +79,8 @@ impl Place {
     }
 
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> String {
-        let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
+        let mut command = self.cluster.kubectl();
+        command.args(arguments);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
@@ -104,19 +109,15 @@ impl Place {
 
     /// Host and port of the API server.
     pub fn server(&self) -> (String, u16) {
-        let text = std::fs::read_to_string(&self.kubeconfig).unwrap();
-        let kubeconfig: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
-        let server = kubeconfig["clusters"][0]["cluster"]["server"].as_str().unwrap().to_owned();
-        let (host, port) = server.trim_start_matches("https://").rsplit_once(':').unwrap();
-        (host.to_owned(), port.trim_end_matches('/').parse().unwrap())
+        self.cluster.server()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let delete = |what: &str, names: &[&String]| {
-            let mut command = Command::new("kubectl");
-            command.arg("--kubeconfig").arg(&self.kubeconfig).args(["delete", what, "--ignore-not-found"]);
+            let mut command = self.cluster.kubectl();
+            command.args(["delete", what, "--ignore-not-found"]);
             let _ = command.arg("--wait=false").args(names).stdout(Stdio::null()).status();
         };
         delete("namespace", &[&self.namespaces[0], &self.namespaces[1], &self.system]);
@@ -129,14 +130,4 @@ pub fn file(content: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(content.as_bytes()).unwrap();
     file
-}
-
-fn kubeconfig(what: &str) -> Option<std::ffi::OsString> {
-    let kubeconfig = std::env::var_os("EPINIOD_TEST_KUBECONFIG");
-    let is_there = Command::new("kubectl").args(["version", "--client"]).output().is_ok();
-    if kubeconfig.is_none() || !is_there {
-        not_run(&format!("{what}, in a cluster: EPINIOD_TEST_KUBECONFIG names none, or there is no kubectl"));
-        return None;
-    }
-    kubeconfig
 }

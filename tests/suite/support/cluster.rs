@@ -92,6 +92,35 @@ impl Cluster {
         Client::try_from(config).expect("a client")
     }
 
+    /// kubectl: the cluster's own where the scripts made it, else the machine's.
+    pub fn kubectl(&self) -> Command {
+        let own = self.kubeconfig.with_file_name("kubernetes");
+        let mut command = if own.is_file() {
+            let mut command = Command::new(own);
+            command.arg("kubectl");
+            command
+        } else {
+            Command::new("kubectl")
+        };
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command
+    }
+
+    /// The beginning of a command on the node of a cluster that the scripts made.
+    pub fn on_node(&self) -> Option<Command> {
+        let folder = self.kubeconfig.parent().filter(|folder| folder.join("kubernetes").is_file())?;
+        Some(script("enter", folder.file_name()?.to_str()?))
+    }
+
+    /// Host and port of the API server.
+    pub fn server(&self) -> (String, u16) {
+        let text = std::fs::read_to_string(&self.kubeconfig).expect("a readable kubeconfig");
+        let kubeconfig: serde_json::Value = serde_yaml_ng::from_str(&text).expect("YAML");
+        let server = kubeconfig["clusters"][0]["cluster"]["server"].as_str().expect("a server").to_owned();
+        let (host, port) = server.trim_start_matches("https://").rsplit_once(':').expect("a port");
+        (host.to_owned(), port.trim_end_matches('/').parse().expect("a port"))
+    }
+
     /// A namespace of the test's own, which goes with the test. Its level is there from the beginning: the API server
     /// learns of a later one in its own time.
     pub async fn namespace(&'static self, level: Level) -> Place {

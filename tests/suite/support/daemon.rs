@@ -161,6 +161,10 @@ impl Daemon {
         child.wait().expect("the daemon can be reaped");
     }
 
+    pub fn is_started(&self) -> bool {
+        self.child.is_some()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a running daemon").id()
     }

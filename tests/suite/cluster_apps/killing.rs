@@ -1,0 +1,90 @@
+//! A daemon that is killed at any moment of a push: the cluster goes on, and the next daemon ends what was begun.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use super::python;
+use crate::support::{Driven, Turn, driven, sources, wait_until};
+
+/// Kills; `EPINIOD_TEST_CLUSTER_KILLS` sets another number.
+const KILLS: usize = 4;
+/// Another one makes other delays; `EPINIOD_TEST_SEED` sets it.
+const SEED: u64 = 20_261_126;
+/// Lines that each build writes, and how long that takes.
+const LINES: usize = 150;
+const BUILD: &str = "import time\nfor number in range(LINES):\n    say(f\"number {number}\")\n    time.sleep(0.02)";
+
+/// After which line of a push the daemon is killed, and how much later at most, in milliseconds.
+const MOMENTS: [(&str, u64); 4] =
+    [("job build-", 3000), ("number 0", 3000), ("===> EXPORTING", 700), ("staging ", 2500)];
+
+#[test]
+fn a_daemon_that_is_killed_loses_no_line_and_leaves_nothing_in_the_cluster() {
+    let Some(mut driven) = driven("a daemon that is killed while a cluster builds") else { return };
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let seed = number("EPINIOD_TEST_SEED").unwrap_or(SEED);
+    let kills = number("EPINIOD_TEST_CLUSTER_KILLS").map_or(KILLS, |kills| kills as usize);
+    eprintln!("seed {seed} (EPINIOD_TEST_SEED), {kills} kills (EPINIOD_TEST_CLUSTER_KILLS)");
+    let mut random = SplitMix(seed);
+    let source = sources(&driven, "numbers");
+    edit(&source, "text-first");
+    driven.push("numbers", &source, &[]);
+    for round in 0..kills {
+        let (after, most) = MOMENTS[round % MOMENTS.len()];
+        let delay = Duration::from_millis(random.next() % most);
+        eprintln!("round {round}: {delay:?} after '{after}'");
+        edit(&source, &format!("text-{round}-end"));
+        killed_push_ends(&mut driven, &source, round, after, delay);
+    }
+    driven.wait_until_builds_are_gone();
+    driven.daemon.run(["apps", "delete", "numbers"]);
+}
+
+fn edit(source: &PathBuf, text: &str) {
+    let _ = fs::remove_dir_all(source);
+    fs::create_dir_all(source).expect("a folder");
+    python(source, text, &BUILD.replace("LINES", &LINES.to_string()));
+}
+
+fn killed_push_ends(driven: &mut Turn, source: &PathBuf, round: usize, after: &str, delay: Duration) {
+    let mut push = driven.begin_push("numbers", source, &[]);
+    let staging = push.staging();
+    push.until(after, Duration::from_secs(90));
+    // The moment is what is tested.
+    std::thread::sleep(delay);
+    driven.daemon.kill();
+    driven.daemon.resume();
+    ends_well(driven, &staging);
+    driven.wait_until_answers("numbers", &format!("text-{round}-end"));
+    let log = driven.daemon.run(["apps", "logs", "numbers", "--staging"]);
+    let numbers: Vec<usize> =
+        log.lines().filter_map(|line| line.split("number ").nth(1)?.trim().parse().ok()).collect();
+    let wanted: Vec<usize> = (0..LINES).collect();
+    assert_eq!(numbers, wanted, "round {round}: the log of staging {staging} has a gap or a line twice:\n{log}");
+    let begins = log.lines().filter(|line| line.contains("===> BUILDING")).count();
+    assert_eq!(begins, 1, "round {round}: the build was begun once:\n{log}");
+}
+
+fn ends_well(driven: &Driven, staging: &str) {
+    let what = format!("staging {staging} is done and deployed");
+    let mut shown = String::new();
+    wait_until(&what, Duration::from_secs(150), || {
+        shown = driven.daemon.run(["apps", "show", "numbers", "--output", "json"]);
+        assert!(!shown.contains("\"failed\""), "{shown}\n{}", driven.daemon.log_tail());
+        let app: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+        let text = app.to_string();
+        text.contains(&format!("\"stage_id\":\"{staging}\"")) && driven.ask("numbers").contains("text-")
+    });
+}
+
+/// Random numbers that are the same for the same seed.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
