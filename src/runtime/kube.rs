@@ -5,6 +5,7 @@
 //! pods. What the daemon wants is written by server-side apply; what there is comes by watches.
 
 mod beside;
+pub mod install;
 mod job;
 mod logs;
 mod names;

@@ -1,0 +1,130 @@
+//! Manifests, applied one after the other by server-side apply: what is so already stays as it is, and what others wrote
+//! into the same objects stays theirs.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::{ADMIN_SECRET, Connection, Error, Installation, MANAGER, Manifest, SYSTEM, failed};
+
+/// Whether anything is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Apply,
+    /// The API server checks everything, and changes nothing.
+    DryRun,
+}
+
+/// What became of an object, or would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Created,
+    Changed,
+    Unchanged,
+}
+
+impl Change {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
+/// Applies in order; what became of each is told as title and change, in the same order.
+pub async fn apply(
+    cluster: &Connection,
+    manifests: &[Manifest],
+    mode: Mode,
+    mut tell: impl FnMut(&str),
+) -> Result<Vec<(String, Change)>, Error> {
+    let mut changes = Vec::with_capacity(manifests.len());
+    for manifest in manifests {
+        let title = manifest.title();
+        tell(&title);
+        changes.push((title, apply_one(cluster, manifest, mode).await?));
+    }
+    Ok(changes)
+}
+
+async fn apply_one(cluster: &Connection, manifest: &Manifest, mode: Mode) -> Result<Change, Error> {
+    let doing = || format!("applying {}", manifest.title());
+    let api = cluster.api_of(&manifest.types(), manifest.namespace());
+    let before = api.get_opt(manifest.name()).await.map_err(failed(doing()))?;
+    let mut params = PatchParams::apply(MANAGER).force();
+    params.dry_run = mode == Mode::DryRun;
+    let mut object = manifest.object.clone();
+    if let (Some(before), "PersistentVolumeClaim") = (&before, manifest.kind()) {
+        // A volume only grows, and where it cannot even that is refused: who wants no more is not bothered.
+        let size = "/spec/resources/requests/storage";
+        if before.data.pointer(size) == object.pointer(size) {
+            object["spec"] = json!({ "resources": object["spec"]["resources"] });
+        }
+    }
+    let after = match api.patch(manifest.name(), &params, &Patch::Apply(&object)).await {
+        Ok(after) => after,
+        // The namespace would be there by now.
+        Err(kube::Error::Api(status)) if status.code == 404 && mode == Mode::DryRun && before.is_none() => {
+            return Ok(Change::Created);
+        }
+        Err(error) => return Err(failed(doing())(error)),
+    };
+    let Some(mut before) = before else { return Ok(Change::Created) };
+    // A dry run gives no new version: what is compared is what it would be.
+    let mut after = after;
+    for object in [&mut before, &mut after] {
+        object.metadata.managed_fields = None;
+        object.metadata.resource_version = None;
+        object.metadata.generation = None;
+        object.data.as_object_mut().map(|data| data.remove("status"));
+    }
+    let same = before.metadata == after.metadata && before.data == after.data;
+    Ok(if same { Change::Unchanged } else { Change::Changed })
+}
+
+/// The first password, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Password {
+    New(String),
+    /// It was there: the one of an installation before.
+    Kept(String),
+}
+
+/// Keeps the password that is there, or makes a secret of the one that is given.
+pub async fn provide_password(
+    cluster: &Connection,
+    installation: &Installation,
+    new: String,
+) -> Result<Password, Error> {
+    let doing = || format!("writing secret {ADMIN_SECRET} in namespace {}", installation.namespace);
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &installation.namespace);
+    if let Some(there) = secrets.get_opt(ADMIN_SECRET).await.map_err(failed(doing()))? {
+        let bytes = there.data.and_then(|mut data| data.remove("password"));
+        let text = bytes.and_then(|bytes| String::from_utf8(bytes.0).ok());
+        let missing = || Error::Failed {
+            doing: doing(),
+            cause: "it is there, and has no key 'password'; delete it, or add the key".to_owned(),
+        };
+        return text.map(Password::Kept).ok_or_else(missing);
+    }
+    let secret = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": ADMIN_SECRET, "labels": {
+            super::super::names::MANAGED_BY: super::super::names::MANAGER,
+            SYSTEM: installation.namespace,
+        } },
+        "stringData": { "username": "admin", "password": new },
+    });
+    let secret =
+        serde_json::from_value(secret).map_err(|error| Error::Failed { doing: doing(), cause: error.to_string() })?;
+    match secrets.create(&PostParams::default(), &secret).await {
+        Ok(_) => Ok(Password::New(new)),
+        Err(error) => Err(failed(doing())(error)),
+    }
+}

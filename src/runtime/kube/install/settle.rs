@@ -1,0 +1,322 @@
+//! Wishes, what was there before, and what the cluster has: settled into what is installed, or refused with the flags
+//! that decide it.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{Brought, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes};
+use crate::model::Route;
+
+/// An installation whose entrance may have to be opened first, for its domain to be known.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// Its domain is empty where it is to be made of an address.
+    pub installation: Installation,
+    pub address: Option<IpAddr>,
+    pub magic_dns: String,
+    /// Whether a load balancer was asked for, or is only tried.
+    pub certainty: Certainty,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certainty {
+    Settled,
+    /// Where no load balancer answers, ports of a node do.
+    Tried,
+}
+
+/// `found` is none where there is no cluster to look at: then defaults take the place of what it would say.
+pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Result<Draft, Error> {
+    check_namespace(&wishes.namespace)?;
+    if found.is_some_and(|found| found.foreign_namespace) {
+        let namespace = &wishes.namespace;
+        return Err(Error::undecided(
+            format!("the cluster has a namespace '{namespace}' that no 'epiniod install' made"),
+            format!(
+                "choose another with --namespace, or hand it over, with all that is in it, by 'kubectl label namespace {namespace} {SYSTEM}={namespace}'"
+            ),
+        ));
+    }
+    let before = found.and_then(|found| found.before.as_ref());
+    let (entrance, certainty) = entrance(wishes, before, found)?;
+    let storage = storage(wishes, before, found)?;
+    let node = node(wishes, before, found, &entrance, &storage)?;
+    let kept_image = before.map(|before| before.image.clone()).filter(|image| !image.starts_with(IMPORTED));
+    let kept_domain = before.filter(|_| wishes.address.is_none()).map(|before| before.system_domain.clone());
+    let system_domain = wishes.system_domain.clone().or(kept_domain).unwrap_or_default().to_ascii_lowercase();
+    if !system_domain.is_empty() && format!("a.{system_domain}").parse::<Route>().is_err() {
+        return Err(Error::undecided(
+            format!("'{system_domain}' is not a domain"),
+            "give one such as apps.example.com with --system-domain",
+        ));
+    }
+    let mut environment = before.map(|before| before.environment.clone()).unwrap_or_default();
+    environment.extend(wishes.env.iter().cloned().collect::<BTreeMap<_, _>>());
+    let installation = Installation {
+        namespace: wishes.namespace.clone(),
+        image: wishes.image.clone().or(kept_image).unwrap_or_else(|| own_image.to_owned()),
+        system_domain,
+        entrance,
+        storage,
+        node,
+        registry_node_port: wishes
+            .registry_node_port
+            .or(before.map(|before| before.registry_node_port))
+            .unwrap_or(REGISTRY_NODE_PORT),
+        pod_networks: pod_networks(wishes, before, found),
+        debian_mirror: wishes.debian_mirror.clone().or_else(|| before?.debian_mirror.clone()),
+        debian_security_mirror: wishes
+            .debian_security_mirror
+            .clone()
+            .or_else(|| before?.debian_security_mirror.clone()),
+        environment,
+        build_ca: build_ca(wishes)?.or_else(|| before?.build_ca.clone()),
+    };
+    Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
+}
+
+impl Draft {
+    /// The installation where there is no cluster to ask for an address.
+    pub fn without_cluster(mut self) -> Result<Installation, Error> {
+        if let (true, Some(address)) = (self.installation.system_domain.is_empty(), self.address) {
+            self.installation.system_domain = magic_domain(address, &self.magic_dns);
+        }
+        if self.installation.system_domain.is_empty() {
+            return Err(Error::undecided(
+                "without a cluster to look at, nobody knows the address that a domain could be made of",
+                "give --system-domain DOMAIN, or --address IP of the cluster's entrance",
+            ));
+        }
+        Ok(self.installation)
+    }
+}
+
+/// `192.0.2.7.sslip.io`; the colons of an address of version 6 become dashes, as those providers have it.
+pub(super) fn magic_domain(address: IpAddr, provider: &str) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{address}.{provider}"),
+        IpAddr::V6(address) => format!("{}.{provider}", address.to_string().replace(':', "-")),
+    }
+}
+
+fn check_namespace(namespace: &str) -> Result<(), Error> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let fits = namespace.starts_with(|c: char| c.is_ascii_lowercase())
+        && namespace.len() <= LONGEST
+        && namespace.chars().all(plain)
+        && !namespace.ends_with('-');
+    let taken = namespace == "default" || namespace.starts_with("kube-");
+    if fits && !taken {
+        return Ok(());
+    }
+    Err(Error::undecided(
+        format!("'{namespace}' cannot be the namespace of the daemon"),
+        format!(
+            "give --namespace one of its own such as {NAMESPACE}: at most {LONGEST} lower-case letters, digits and '-'"
+        ),
+    ))
+}
+
+fn entrance(
+    wishes: &Wishes,
+    before: Option<&Installation>,
+    found: Option<&Findings>,
+) -> Result<(Entrance, Certainty), Error> {
+    let exposed_before = before.and_then(|before| match &before.entrance {
+        Entrance::Edge(exposure) | Entrance::Traefik { exposure, .. } => Some(*exposure),
+        Entrance::Class(_) => None,
+    });
+    let certainty = match (wishes.expose.or(exposed_before), found) {
+        (None, Some(_)) => Certainty::Tried,
+        _ => Certainty::Settled,
+    };
+    let exposure = wishes.expose.or(exposed_before).unwrap_or(Exposure::LoadBalancer);
+    let traefik = || Entrance::Traefik { image: wishes.traefik_image.clone(), exposure };
+    match (wishes.ingress, &wishes.ingress_class) {
+        (Some(Brought::Own), _) => return Ok((Entrance::Edge(exposure), certainty)),
+        (Some(Brought::Traefik), _) => return Ok((traefik(), certainty)),
+        (None, Some(class)) => return known_class(class, found).map(|class| (class, Certainty::Settled)),
+        (None, None) => {}
+    }
+    if let Some(before) = before {
+        return Ok(match &before.entrance {
+            Entrance::Class(class) => (Entrance::Class(class.clone()), Certainty::Settled),
+            Entrance::Edge(_) => (Entrance::Edge(exposure), certainty),
+            Entrance::Traefik { image, .. } => (Entrance::Traefik { image: image.clone(), exposure }, certainty),
+        });
+    }
+    let classes = found.map(|found| found.classes.as_slice()).unwrap_or_default();
+    let default: Vec<_> = classes.iter().filter(|class| class.is_default).collect();
+    match (classes, default.as_slice()) {
+        ([], _) => Ok((Entrance::Edge(exposure), certainty)),
+        ([only], _) => Ok((Entrance::Class(only.name.clone()), Certainty::Settled)),
+        (_, [only]) => Ok((Entrance::Class(only.name.clone()), Certainty::Settled)),
+        _ => {
+            let names: Vec<&str> = classes.iter().map(|class| class.name.as_str()).collect();
+            Err(Error::undecided(
+                format!(
+                    "the cluster has several ingress classes, and not one that is the default: {}",
+                    names.join(", ")
+                ),
+                "choose one with --ingress-class, or --ingress own",
+            ))
+        }
+    }
+}
+
+fn known_class(class: &str, found: Option<&Findings>) -> Result<Entrance, Error> {
+    let classes = found.map(|found| found.classes.as_slice());
+    if let Some(classes) = classes.filter(|classes| classes.iter().all(|known| known.name != class)) {
+        let names: Vec<&str> = classes.iter().map(|class| class.name.as_str()).collect();
+        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        return Err(Error::undecided(
+            format!("the cluster has no ingress class '{class}'"),
+            format!("there is: {there}; without --ingress-class the daemon's own edge is the ingress"),
+        ));
+    }
+    Ok(Entrance::Class(class.to_owned()))
+}
+
+fn storage(wishes: &Wishes, before: Option<&Installation>, found: Option<&Findings>) -> Result<Storage, Error> {
+    let size_before = before.and_then(|before| match &before.storage {
+        Storage::Claim { size, .. } | Storage::Node { size, .. } => Some(size.clone()),
+        Storage::Ephemeral => None,
+    });
+    let size = wishes.storage_size.clone().or(size_before).unwrap_or_else(|| SIZE.to_owned());
+    let wished = match (&wishes.storage_class, &wishes.storage_path) {
+        (Some(class), _) => Some(Storage::Claim { class: Some(class.clone()), size: size.clone() }),
+        (None, Some(path)) => Some(Storage::Node { path: path.display().to_string(), size: size.clone() }),
+        (None, None) => wishes.ephemeral_storage.then_some(Storage::Ephemeral),
+    };
+    if let Some(before) = before {
+        return kept_storage(wished, &before.storage, size);
+    }
+    let classes = found.map(|found| found.storage_classes.as_slice());
+    let names = || classes.unwrap_or_default().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+    match (wished, classes) {
+        (Some(Storage::Claim { class: Some(class), .. }), Some(classes))
+            if classes.iter().all(|(name, _)| *name != class) =>
+        {
+            let there = if classes.is_empty() { "none".to_owned() } else { names() };
+            Err(Error::undecided(
+                format!("the cluster has no storage class '{class}'"),
+                format!("there is: {there}; {ELSEWHERE}"),
+            ))
+        }
+        (Some(wished), _) => Ok(wished),
+        (None, Some([])) => Err(Error::undecided(
+            "the cluster has no storage class: nobody there provides the volume that the daemon keeps its data on",
+            ELSEWHERE,
+        )),
+        (None, Some(classes)) if classes.iter().all(|(_, default)| !default) => Err(Error::undecided(
+            "none of the cluster's storage classes is the default one",
+            format!("choose one with --storage-class: {}", names()),
+        )),
+        (None, _) => Ok(Storage::Claim { class: None, size }),
+    }
+}
+
+/// Data does not move: what it is kept on stays.
+fn kept_storage(wished: Option<Storage>, before: &Storage, size: String) -> Result<Storage, Error> {
+    let kept = match before.clone() {
+        Storage::Claim { class, .. } => Storage::Claim { class, size },
+        Storage::Node { path, .. } => Storage::Node { path, size },
+        Storage::Ephemeral => Storage::Ephemeral,
+    };
+    match wished {
+        Some(wished) if wished != kept => Err(Error::undecided(
+            "the daemon's data is kept elsewhere already, and does not move",
+            "leave the storage flags out, or begin anew: epiniod uninstall, then epiniod install",
+        )),
+        _ => Ok(kept),
+    }
+}
+
+/// The hostname of the daemon's node, where it matters.
+fn node(
+    wishes: &Wishes,
+    before: Option<&Installation>,
+    found: Option<&Findings>,
+    entrance: &Entrance,
+    storage: &Storage,
+) -> Result<Option<String>, Error> {
+    let open: Vec<_> = found.map(|found| found.open_nodes().collect()).unwrap_or_default();
+    if let Some(found) = found.filter(|_| open.is_empty()) {
+        let architectures: Vec<&str> = found.nodes.iter().map(|node| node.architecture.as_str()).collect();
+        return Err(Error::undecided(
+            format!("no node of the cluster takes pods of architecture {}", crate::oci::architecture()),
+            format!(
+                "nodes have {}; look at them with 'kubectl get nodes': they have to be Ready, without taint and not cordoned",
+                architectures.join(", ")
+            ),
+        ));
+    }
+    if let Some(name) = &wishes.node {
+        let known = open.iter().find(|node| node.name == *name || node.hostname == *name);
+        return match (known, found) {
+            (Some(node), _) => Ok(Some(node.hostname.clone())),
+            (None, None) => Ok(Some(name.clone())),
+            (None, Some(_)) => {
+                let names: Vec<&str> = open.iter().map(|node| node.name.as_str()).collect();
+                Err(Error::undecided(
+                    format!("no node '{name}' takes pods of the daemon"),
+                    format!("choose another with --node: {}", names.join(", ")),
+                ))
+            }
+        };
+    }
+    if let Some(node) = before.and_then(|before| before.node.clone()) {
+        return Ok(Some(node));
+    }
+    match (storage, open.as_slice()) {
+        (Storage::Node { .. }, [only]) => Ok(Some(only.hostname.clone())),
+        (Storage::Node { .. }, _) => {
+            let names: Vec<&str> = open.iter().map(|node| node.name.as_str()).collect();
+            Err(Error::undecided(
+                "a directory of a node is on one node",
+                format!("name it with --node: {}", names.join(", ")),
+            ))
+        }
+        _ if uses_host_ports(entrance) => Ok(open.first().map(|node| node.hostname.clone())),
+        _ => Ok(None),
+    }
+}
+
+pub(super) fn uses_host_ports(entrance: &Entrance) -> bool {
+    matches!(entrance, Entrance::Edge(Exposure::HostPorts) | Entrance::Traefik { exposure: Exposure::HostPorts, .. })
+}
+
+fn pod_networks(wishes: &Wishes, before: Option<&Installation>, found: Option<&Findings>) -> Vec<String> {
+    if !wishes.pod_cidr.is_empty() {
+        return wishes.pod_cidr.clone();
+    }
+    let mut networks: Vec<String> =
+        found.iter().flat_map(|found| &found.nodes).flat_map(|node| node.networks.clone()).collect();
+    networks.extend(before.iter().flat_map(|before| before.pod_networks.clone()));
+    networks.sort();
+    networks.dedup();
+    networks
+}
+
+fn build_ca(wishes: &Wishes) -> Result<Option<String>, Error> {
+    let Some(path) = &wishes.build_ca_file else { return Ok(None) };
+    match std::fs::read_to_string(path) {
+        Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(Some(text)),
+        Ok(_) => Err(Error::undecided(
+            format!("{} has no certificate in PEM", path.display()),
+            "name another file with --build-ca-file",
+        )),
+        Err(error) => Err(Error::undecided(
+            format!("{} cannot be read: {error}", path.display()),
+            "name another file with --build-ca-file",
+        )),
+    }
+}
+
+const REGISTRY_NODE_PORT: u16 = 30500;
+const SIZE: &str = "20Gi";
+/// So that NAME-builds fits, and names that are made of it.
+const LONGEST: usize = 50;
+/// Images that no registry has.
+const IMPORTED: &str = "localhost/";
+const ELSEWHERE: &str = "keep the data in a directory of a node with --storage-path /var/lib/epiniod, or, to try it out, in \
+                         the pod with --ephemeral-storage (lost with the pod)";
