@@ -245,6 +245,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_of_magic_dns_says_its_address() {
+        assert_eq!(magic_address("epinio.192.0.2.7.sslip.io"), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        assert_eq!(magic_address("192.0.2.7.nip.io"), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        for other in ["epinio.sslip.io", "192.0.2.7.example.com", "0.2.7.sslip.io", "a.192.0.2.sslip.io"] {
+            assert_eq!(magic_address(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn loopback_is_told_from_other_hosts() {
         for (url, local) in [
             ("http://epinio.localhost:8080", true),

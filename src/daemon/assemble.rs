@@ -16,7 +16,7 @@ use crate::{
     base::{Bases, Options, Publish},
     blob::{DiskBlobs, SharedBlobs},
     buildpacks,
-    config::Config,
+    config::{Config, Kubernetes},
     edge::Edge,
     model::{Digest, Namespace},
     oci::registry::Registry,
@@ -153,8 +153,7 @@ impl Publish for Publisher {
 
 /// Where users find what listens there: what leads to a pod listens on the port of the web, whatever the pod's is.
 fn public_port(config: &Config, api: SocketAddr) -> u16 {
-    let is_pod = config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.kubeconfig.is_none());
-    if is_pod { WEB_PORT } else { api.port() }
+    if config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside) { WEB_PORT } else { api.port() }
 }
 
 /// The runtime of this machine.

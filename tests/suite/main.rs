@@ -9,6 +9,7 @@ mod blob_contract;
 mod buildpacks;
 mod built_images;
 mod cli_reference;
+mod cluster_install;
 mod command_line;
 mod crashes;
 mod daemon_life;

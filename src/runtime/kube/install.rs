@@ -214,7 +214,10 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
         kube::Error::Api(status) if matches!(status.code, 401 | 403) => {
             Error::Forbidden { doing, cause: status.message.clone() }
         }
-        kube::Error::Api(status) => Error::Failed { doing, cause: status.message.clone() },
+        // What follows the first line compares whole objects.
+        kube::Error::Api(status) => {
+            Error::Failed { doing, cause: status.message.lines().next().unwrap_or_default().to_owned() }
+        }
         other => Error::Unreachable { cause: crate::telemetry::chain(&other) },
     }
 }

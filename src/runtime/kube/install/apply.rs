@@ -58,15 +58,7 @@ async fn apply_one(cluster: &Connection, manifest: &Manifest, mode: Mode) -> Res
     let before = api.get_opt(manifest.name()).await.map_err(failed(doing()))?;
     let mut params = PatchParams::apply(MANAGER).force();
     params.dry_run = mode == Mode::DryRun;
-    let mut object = manifest.object.clone();
-    if let (Some(before), "PersistentVolumeClaim") = (&before, manifest.kind()) {
-        // A volume only grows, and where it cannot even that is refused: who wants no more is not bothered.
-        let size = "/spec/resources/requests/storage";
-        if before.data.pointer(size) == object.pointer(size) {
-            object["spec"] = json!({ "resources": object["spec"]["resources"] });
-        }
-    }
-    let after = match api.patch(manifest.name(), &params, &Patch::Apply(&object)).await {
+    let after = match api.patch(manifest.name(), &params, &Patch::Apply(&manifest.object)).await {
         Ok(after) => after,
         // The namespace would be there by now.
         Err(kube::Error::Api(status)) if status.code == 404 && mode == Mode::DryRun && before.is_none() => {

@@ -5,8 +5,15 @@ use kube::{Api, api::ListParams};
 
 use super::Connection;
 
+/// What was said of an object.
+pub(super) struct Warning {
+    pub text: String,
+    /// When, in milliseconds: the same again is another one.
+    pub at: i64,
+}
+
 /// The newest warning about an object; none where there is none, or events may not be read.
-pub(super) async fn warning(cluster: &Connection, namespace: &str, kind: &str, name: &str) -> Option<String> {
+pub(super) async fn warning(cluster: &Connection, namespace: &str, kind: &str, name: &str) -> Option<Warning> {
     let events: Api<Event> = Api::namespaced(cluster.client.clone(), namespace);
     let of_object = format!("involvedObject.kind={kind},involvedObject.name={name},type=Warning");
     let mut events = events.list(&ListParams::default().fields(&of_object)).await.ok()?.items;
@@ -16,7 +23,8 @@ pub(super) async fn warning(cluster: &Connection, namespace: &str, kind: &str, n
     };
     events.sort_by_key(time);
     let event = events.pop()?;
-    Some(plain(event.reason.as_deref().unwrap_or_default(), event.message.as_deref().unwrap_or_default()))
+    let text = plain(event.reason.as_deref().unwrap_or_default(), event.message.as_deref().unwrap_or_default());
+    Some(Warning { text, at: time(&event) })
 }
 
 fn plain(reason: &str, message: &str) -> String {

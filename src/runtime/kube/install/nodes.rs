@@ -166,7 +166,7 @@ impl Distribution {
             Self::Microk8s => "MicroK8s".to_owned(),
             Self::DockerDesktop => "Docker Desktop".to_owned(),
             Self::Cloud(provider) => (*provider).to_owned(),
-            Self::Other => "of no kind that is known here".to_owned(),
+            Self::Other => "distribution not known".to_owned(),
         }
     }
 }

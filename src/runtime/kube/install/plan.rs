@@ -112,23 +112,9 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         Entrance::Edge(exposure) => Some(*exposure),
         _ => None,
     };
-    let brought = match &installation.entrance {
-        Entrance::Edge(exposure) | Entrance::Traefik { exposure, .. } => Some(*exposure),
-        Entrance::Class(_) => None,
-    };
     let (traefik, traefik_image) = match &installation.entrance {
         Entrance::Traefik { exposure, image } => (Some(*exposure), image.as_str()),
         _ => (None, ""),
-    };
-    let level_of = |exposure| match exposure {
-        Some(Exposure::HostPorts) => ("privileged", "Ports of a node need the Pod Security level privileged."),
-        _ => ("restricted", "Nothing in it needs more than the strictest Pod Security level."),
-    };
-    let (level, level_why) = level_of(edge.or(traefik));
-    let (service_type, entrance_why) = match brought {
-        Some(Exposure::LoadBalancer) => ("LoadBalancer", "The cluster's load balancer leads here."),
-        Some(Exposure::HostPorts) => ("ClusterIP", "From outside it is reached by port 80 of its node."),
-        None => ("ClusterIP", "From outside it is reached by the cluster's ingress controller."),
     };
     let size = match &installation.storage {
         Storage::Claim { size, .. } | Storage::Node { size, .. } => size.as_str(),
@@ -141,31 +127,83 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
     let record = serde_json::to_string(installation).unwrap_or_default();
     vec![
         ("namespace", installation.namespace.clone()),
-        ("level", level.to_owned()),
-        ("level_why", level_why.to_owned()),
-        ("service_type", if edge.is_some() || traefik.is_some() { service_type } else { "ClusterIP" }.to_owned()),
-        ("entrance_why", entrance_why.to_owned()),
+        ("level", level(edge).0.to_owned()),
+        ("level_why", level(edge).1.to_owned()),
+        ("traefik_level", level(traefik).0.to_owned()),
+        ("traefik_level_why", level(traefik).1.to_owned()),
+        ("service_type", service_type(edge).to_owned()),
+        ("traefik_service_type", service_type(traefik).to_owned()),
+        ("entrance_why", entrance_why(edge).to_owned()),
+        ("traefik_entrance_why", entrance_why(traefik).to_owned()),
         ("registry_node_port", installation.registry_node_port.to_string()),
         ("size", text(size)),
         ("path", text(path)),
         ("node", text(installation.node.as_deref().unwrap_or_default())),
-        ("not_for_builds", json!(not_for_builds(installation, Family::V4)).to_string()),
-        ("not_for_builds_6", json!(not_for_builds(installation, Family::V6)).to_string()),
+        ("not_for_builds", flow(&json!(not_for_builds(installation, Family::V4)))),
+        ("not_for_builds_6", flow(&json!(not_for_builds(installation, Family::V6)))),
         ("installation", text(&record)),
         ("surroundings", text(&surroundings(installation))),
-        ("node_selector", node_selector(installation.node.as_deref()).to_string()),
+        ("node_selector", flow(&node_selector(installation.node.as_deref()))),
         ("image", text(&installation.image)),
-        ("args", args(installation).to_string()),
-        ("env", env(installation).to_string()),
-        ("http_port", http_port(8080, edge).to_string()),
-        ("data_volume", data_volume(installation).to_string()),
+        ("args", block(&args(installation))),
+        ("env", block(&env(installation))),
+        ("http_port", flow(&http_port(8080, edge))),
+        ("data_volume", flow(&data_volume(installation))),
         ("authorities", text(installation.build_ca.as_deref().unwrap_or_default())),
         ("ingress_class", text(&installation.ingress_class().unwrap_or_default())),
         ("system_domain", installation.system_domain.clone()),
         ("traefik_image", text(traefik_image)),
-        ("traefik_node_selector", node_selector(installation.node.as_deref()).to_string()),
-        ("traefik_http_port", http_port(8000, traefik).to_string()),
+        ("traefik_http_port", flow(&http_port(8000, traefik))),
     ]
+}
+
+/// The Pod Security level of a namespace, and why.
+fn level(exposure: Option<Exposure>) -> (&'static str, &'static str) {
+    match exposure {
+        Some(Exposure::HostPorts) => ("privileged", "Ports of a node need the Pod Security level privileged."),
+        _ => ("restricted", "Nothing in it needs more than the strictest Pod Security level."),
+    }
+}
+
+fn service_type(exposure: Option<Exposure>) -> &'static str {
+    match exposure {
+        Some(Exposure::LoadBalancer) => "LoadBalancer",
+        Some(Exposure::HostPorts) | None => "ClusterIP",
+    }
+}
+
+fn entrance_why(exposure: Option<Exposure>) -> &'static str {
+    match exposure {
+        Some(Exposure::LoadBalancer) => "The cluster's load balancer leads here.",
+        Some(Exposure::HostPorts) => "From outside it is reached by port 80 of its node.",
+        None => "From outside it is reached by way of an ingress controller.",
+    }
+}
+
+/// A value in one line, as people write it.
+fn flow(value: &Value) -> String {
+    match value {
+        Value::Object(all) => {
+            let entries: Vec<String> = all.iter().map(|(name, value)| format!("{name}: {}", flow(value))).collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+        Value::Array(all) => format!("[{}]", all.iter().map(flow).collect::<Vec<_>>().join(", ")),
+        Value::String(text) if is_plain(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A list with a line for each, where a container has its lists.
+fn block(list: &Value) -> String {
+    let line = |value: &Value| format!("\n        - {}", flow(value));
+    list.as_array().into_iter().flatten().map(line).collect()
+}
+
+/// What YAML takes for a text without quotes, wherever it is.
+fn is_plain(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
+        && !["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -257,3 +295,125 @@ const SERVICES: &str = include_str!("../../../../embedded/kubernetes/services.ya
 const TRAEFIK: &str = include_str!("../../../../embedded/kubernetes/traefik.yaml");
 const DAEMON: &str = include_str!("../../../../embedded/kubernetes/daemon.yaml");
 const INGRESS: &str = include_str!("../../../../embedded/kubernetes/ingress.yaml");
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn installation(entrance: Entrance, storage: Storage) -> Installation {
+        Installation {
+            namespace: "epiniod".to_owned(),
+            image: "localhost/epiniod:1".to_owned(),
+            system_domain: "apps.example.com".to_owned(),
+            entrance,
+            storage,
+            node: None,
+            registry_node_port: 30500,
+            pod_networks: vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/56".to_owned()],
+            debian_mirror: None,
+            debian_security_mirror: None,
+            environment: BTreeMap::new(),
+            build_ca: None,
+        }
+    }
+
+    fn all() -> Vec<Installation> {
+        let claim = |class: Option<&str>| Storage::Claim { class: class.map(str::to_owned), size: "20Gi".to_owned() };
+        let traefik = |exposure| Entrance::Traefik { image: "docker.io/library/traefik:v3".to_owned(), exposure };
+        let mut odd = installation(
+            Entrance::Edge(Exposure::HostPorts),
+            Storage::Node { path: "/srv/with space: and \"quotes\"".to_owned(), size: "1Gi".to_owned() },
+        );
+        odd.node = Some("node-1".to_owned());
+        odd.environment =
+            BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://user:pass@proxy:3128 # \"x\"".to_owned())]);
+        odd.build_ca = Some("-----BEGIN CERTIFICATE-----\nabc\n---\n-----END CERTIFICATE-----\n".to_owned());
+        odd.debian_mirror = Some("http://mirror.example.com/debian".to_owned());
+        vec![
+            installation(Entrance::Edge(Exposure::LoadBalancer), claim(None)),
+            installation(Entrance::Class("nginx".to_owned()), claim(Some("fast"))),
+            installation(traefik(Exposure::LoadBalancer), Storage::Ephemeral),
+            installation(traefik(Exposure::HostPorts), Storage::Ephemeral),
+            odd,
+        ]
+    }
+
+    fn find<'a>(manifests: &'a [Manifest], kind: &str, name: &str) -> &'a Value {
+        let found = manifests.iter().find(|manifest| (manifest.kind(), manifest.name()) == (kind, name));
+        &found.unwrap_or_else(|| panic!("no {kind} {name}")).object
+    }
+
+    #[test]
+    fn what_is_printed_is_what_is_applied() {
+        for installation in all() {
+            for manifest in plan(&installation) {
+                let read: Value = serde_yaml_ng::from_str(&manifest.text).unwrap();
+                assert_eq!(read, manifest.object, "{}", manifest.text);
+                assert!(!manifest.text.contains("${"), "{}", manifest.text);
+                assert_eq!(
+                    manifest.object["metadata"]["labels"][super::super::SYSTEM],
+                    "epiniod",
+                    "{}",
+                    manifest.title()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn odd_values_arrive_as_they_are() {
+        let odd = all().pop().unwrap();
+        let manifests = plan(&odd);
+        let pod = &find(&manifests, "Deployment", "epiniod")["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["env"][1]["value"], odd.environment["HTTPS_PROXY"]);
+        assert_eq!(pod["containers"][0]["ports"][0]["hostPort"], 80);
+        assert_eq!(find(&manifests, "ConfigMap", "epiniod-trust")["data"]["ca.crt"], *odd.build_ca.as_ref().unwrap());
+        let Storage::Node { path, .. } = &odd.storage else { unreachable!() };
+        assert_eq!(find(&manifests, "PersistentVolume", "epiniod-data")["spec"]["local"]["path"], *path);
+        let record = &find(&manifests, "Deployment", "epiniod")["metadata"]["annotations"][super::super::INSTALLATION];
+        let read: Installation = serde_json::from_str(record.as_str().unwrap()).unwrap();
+        assert_eq!(Installation { build_ca: odd.build_ca.clone(), ..read }, odd);
+    }
+
+    #[test]
+    fn only_ports_of_a_node_lower_the_security_level() {
+        let levels = all().into_iter().map(|installation| {
+            let manifests = plan(&installation);
+            let level = |name: &str| {
+                let found = manifests.iter().find(|manifest| (manifest.kind(), manifest.name()) == ("Namespace", name));
+                found.map(|found| found.object["metadata"]["labels"]["pod-security.kubernetes.io/enforce"].clone())
+            };
+            [level("epiniod"), level("epiniod-builds"), level("epiniod-ingress")]
+                .map(|level| level.map_or("", |level| if level == "privileged" { "privileged" } else { "restricted" }))
+        });
+        let levels: Vec<_> = levels.collect();
+        assert_eq!(levels[0], ["restricted", "restricted", ""]);
+        assert_eq!(levels[1], ["restricted", "restricted", ""]);
+        assert_eq!(levels[2], ["restricted", "restricted", "restricted"]);
+        assert_eq!(levels[3], ["restricted", "restricted", "privileged"]);
+        assert_eq!(levels[4], ["privileged", "restricted", ""]);
+    }
+
+    #[test]
+    fn nobody_may_do_everything() {
+        for manifest in plan(&all()[2]) {
+            for rule in manifest.object["rules"].as_array().into_iter().flatten() {
+                let names = |field: &str| rule[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+                assert!(names("apiGroups").chain(names("resources")).all(|name| name != "*"), "{rule}");
+                for verb in names("verbs") {
+                    assert!(!["*", "escalate", "bind", "impersonate"].contains(&verb), "{rule}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn builds_reach_neither_pods_nor_link_local_addresses() {
+        let manifests = plan(&all()[0]);
+        let rules = &find(&manifests, "NetworkPolicy", "epiniod-builds")["spec"]["egress"];
+        assert_eq!(rules[2]["to"][0]["ipBlock"]["except"], json!(["169.254.0.0/16", "10.244.0.0/16"]));
+        assert!(rules[2]["to"][1]["ipBlock"]["except"].as_array().unwrap().contains(&json!("fd00:10:244::/56")));
+    }
+}

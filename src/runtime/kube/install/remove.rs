@@ -29,6 +29,8 @@ pub struct Inventory {
     pub namespaces: Vec<String>,
     /// With applications in them, which this installation made.
     pub applications: Vec<String>,
+    /// Whether no other daemon is in the cluster.
+    is_last: bool,
     /// Objects that are in no namespace.
     cluster_wide: Vec<(TypeMeta, String)>,
 }
@@ -58,8 +60,9 @@ pub async fn inventory(cluster: &Connection, namespace: &str) -> Result<Inventor
             None => unclaimed.push(found.name_any()),
         }
     }
-    // A daemon does not say in a namespace of applications which one it is of: where there is only one, it is its.
-    if super::detect(cluster, namespace).await?.others.is_empty() {
+    inventory.is_last = super::detect(cluster, namespace).await?.others.is_empty();
+    // A namespace of applications may not say which daemon it is of: where there is only one, it is its.
+    if inventory.is_last {
         inventory.applications.extend(unclaimed.into_iter().filter(|name| !own.contains(name)));
     }
     for (api_version, kind) in CLUSTER_WIDE {
@@ -96,6 +99,14 @@ pub async fn remove(
         tell(&format!("deleting {} {name}", types.kind));
         let gone = cluster.api_of(types, None).delete(name, &DeleteParams::background()).await;
         ignore_missing(gone).map_err(failed(format!("deleting {} {name}", types.kind)))?;
+    }
+    if inventory.is_last && (applications == Fate::Go || inventory.applications.is_empty()) {
+        // What applications are is defined for all daemons of the cluster; with the definition all of them go.
+        tell("deleting the definition of applications");
+        let (api_version, kind, name) = DEFINITION;
+        let types = TypeMeta { api_version: api_version.to_owned(), kind: kind.to_owned() };
+        let gone = cluster.api_of(&types, None).delete(name, &DeleteParams::background()).await;
+        ignore_missing(gone).map_err(failed(format!("deleting {kind} {name}")))?;
     }
     let left = super::inventory(cluster, &inventory.namespace).await?;
     if left.is_empty() {
@@ -166,6 +177,7 @@ const CLUSTER_WIDE: [(&str, &str); 4] = [
     ("networking.k8s.io/v1", "IngressClass"),
     ("v1", "PersistentVolume"),
 ];
+const DEFINITION: (&str, &str, &str) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "apps.epiniod.dev");
 const LOOK: Duration = Duration::from_millis(500);
 const STOPPING: Duration = Duration::from_secs(90);
 const GOING: Duration = Duration::from_secs(180);

@@ -320,3 +320,129 @@ const LONGEST: usize = 50;
 const IMPORTED: &str = "localhost/";
 const ELSEWHERE: &str = "keep the data in a directory of a node with --storage-path /var/lib/epiniod, or, to try it out, in \
                          the pod with --ephemeral-storage (lost with the pod)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::kube::install::{
+        detect::{Class, NodePorts},
+        nodes::{Distribution, Node},
+    };
+
+    const IMAGE: &str = "localhost/epiniod:2";
+
+    fn cluster() -> Findings {
+        Findings {
+            version: "v1.34.0".to_owned(),
+            distribution: Distribution::Other,
+            nodes: vec![node("one", "192.0.2.1"), node("two", "192.0.2.2")],
+            classes: Vec::new(),
+            storage_classes: vec![("fast".to_owned(), true)],
+            node_ports: NodePorts::Unknown,
+            balances_load: false,
+            metrics: false,
+            before: None,
+            others: Vec::new(),
+            foreign_namespace: false,
+        }
+    }
+
+    fn node(name: &str, address: &str) -> Node {
+        Node {
+            name: name.to_owned(),
+            hostname: name.to_owned(),
+            address: Some(address.to_owned()),
+            architecture: crate::oci::architecture().to_owned(),
+            is_open: true,
+            ..Node::default()
+        }
+    }
+
+    fn class(name: &str, is_default: bool) -> Class {
+        Class {
+            name: name.to_owned(),
+            is_default,
+            controller: String::new(),
+            service: None,
+            addresses: vec!["192.0.2.9".to_owned()],
+            ports: Vec::new(),
+        }
+    }
+
+    fn wishes() -> Wishes {
+        Wishes { namespace: "epiniod".to_owned(), magic_dns: "sslip.io".to_owned(), ..Wishes::default() }
+    }
+
+    fn settled(wishes: &Wishes, found: &Findings) -> Result<Installation, String> {
+        let draft = settle(wishes, IMAGE, Some(found)).map_err(|error| error.to_string())?;
+        super::super::assume(draft, found).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_the_cluster_has_decides() {
+        let bare = settled(&wishes(), &cluster()).unwrap();
+        assert_eq!(bare.entrance, Entrance::Edge(Exposure::HostPorts));
+        assert_eq!((bare.node.as_deref(), bare.system_domain.as_str()), (Some("one"), "192.0.2.1.sslip.io"));
+        assert_eq!(bare.storage, Storage::Claim { class: None, size: "20Gi".to_owned() });
+        let balanced = settled(&wishes(), &Findings { balances_load: true, ..cluster() }).unwrap();
+        assert_eq!((balanced.entrance, balanced.node), (Entrance::Edge(Exposure::LoadBalancer), None));
+        let only = settled(&wishes(), &Findings { classes: vec![class("traefik", false)], ..cluster() }).unwrap();
+        assert_eq!(only.entrance, Entrance::Class("traefik".to_owned()));
+        assert_eq!(only.system_domain, "192.0.2.9.sslip.io");
+    }
+
+    #[test]
+    fn what_only_a_person_can_decide_is_asked_and_not_guessed() {
+        let several = Findings { classes: vec![class("a", false), class("b", false)], ..cluster() };
+        assert!(settled(&wishes(), &several).unwrap_err().contains("several ingress classes"));
+        let marked = Findings { classes: vec![class("a", false), class("b", true)], ..cluster() };
+        assert_eq!(settled(&wishes(), &marked).unwrap().entrance, Entrance::Class("b".to_owned()));
+        let nothing = Findings { storage_classes: Vec::new(), ..cluster() };
+        assert!(settled(&wishes(), &nothing).unwrap_err().contains("no storage class"));
+        let unmarked = Findings { storage_classes: vec![("slow".to_owned(), false)], ..cluster() };
+        assert!(settled(&wishes(), &unmarked).unwrap_err().contains("default"));
+        let path = Wishes { storage_path: Some("/srv".into()), ..wishes() };
+        assert!(settled(&path, &cluster()).unwrap_err().contains("on one node"));
+        let unknown = Wishes { ingress_class: Some("c".to_owned()), ..wishes() };
+        assert!(settled(&unknown, &several).unwrap_err().contains("no ingress class 'c'"));
+        let closed = Findings { nodes: vec![Node { is_open: false, ..node("one", "192.0.2.1") }], ..cluster() };
+        assert!(settled(&wishes(), &closed).unwrap_err().contains("no node"));
+        let foreign = Findings { foreign_namespace: true, ..cluster() };
+        assert!(settled(&wishes(), &foreign).unwrap_err().contains("no 'epiniod install' made"));
+    }
+
+    #[test]
+    fn a_later_install_keeps_what_no_flag_names_and_never_moves_data() {
+        let first = Wishes {
+            system_domain: Some("Apps.Example.com".to_owned()),
+            storage_class: Some("fast".to_owned()),
+            env: vec![("A".to_owned(), "b".to_owned())],
+            ..wishes()
+        };
+        let mut before = settled(&first, &cluster()).unwrap();
+        assert_eq!(before.system_domain, "apps.example.com");
+        before.image = "localhost/epiniod:1".to_owned();
+        let found = Findings { before: Some(before.clone()), balances_load: true, ..cluster() };
+        let later = settled(&wishes(), &found).unwrap();
+        assert_eq!(later, Installation { image: IMAGE.to_owned(), ..before.clone() }, "only the version changes");
+        let elsewhere = Wishes { ephemeral_storage: true, ..wishes() };
+        assert!(settled(&elsewhere, &found).unwrap_err().contains("does not move"));
+        before.image = "registry.example.com/epiniod:1".to_owned();
+        let found = Findings { before: Some(before), ..cluster() };
+        assert_eq!(settled(&wishes(), &found).unwrap().image, "registry.example.com/epiniod:1");
+    }
+
+    #[test]
+    fn an_address_becomes_a_domain() {
+        assert_eq!(magic_domain("192.0.2.7".parse().unwrap(), "sslip.io"), "192.0.2.7.sslip.io");
+        assert_eq!(magic_domain("2001:db8::1".parse().unwrap(), "sslip.io"), "2001-db8--1.sslip.io");
+    }
+
+    #[test]
+    fn a_namespace_has_to_be_its_own() {
+        for bad in ["", "default", "kube-system", "Epiniod", "9lives", "a-", "a_b"] {
+            let wishes = Wishes { namespace: bad.to_owned(), ..wishes() };
+            assert!(settle(&wishes, IMAGE, None).is_err(), "{bad:?}");
+        }
+    }
+}

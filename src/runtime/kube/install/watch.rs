@@ -14,7 +14,11 @@ use kube::{
     api::{ListParams, LogParams},
 };
 
-use super::{Connection, DAEMON, DAEMON_PODS, Entrance, Error, Findings, Installation, detect, events, failed};
+use super::{
+    Connection, DAEMON, DAEMON_PODS, Entrance, Error, Findings, Installation, Storage, detect,
+    events::{self, Warning},
+    failed,
+};
 use crate::runtime::kube::trouble;
 
 /// Waits until the daemon answers, and Traefik where it was brought along. Each new state is told once.
@@ -33,10 +37,10 @@ pub async fn wait_until_ready(
             name: "traefik",
             pods: "app.kubernetes.io/name=traefik",
         };
-        Waiting { cluster, found, part, until, stuck: None }.wait(&mut tell).await?;
+        Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
     }
     let part = Part { namespace, name: DAEMON, pods: DAEMON_PODS };
-    Waiting { cluster, found, part, until, stuck: None }.wait(&mut tell).await
+    Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await
 }
 
 /// A deployment of ours.
@@ -65,10 +69,13 @@ enum State {
 
 struct Waiting<'a> {
     cluster: &'a Connection,
+    installation: &'a Installation,
     found: &'a Findings,
     part: Part<'a>,
     until: Instant,
     stuck: Option<Instant>,
+    /// The time of the warning that was there already: only a later one says that it is still so.
+    first: Option<i64>,
 }
 
 impl Waiting<'_> {
@@ -100,7 +107,7 @@ impl Waiting<'_> {
         }
     }
 
-    async fn look(&self) -> Result<State, Error> {
+    async fn look(&mut self) -> Result<State, Error> {
         let Part { namespace, name, pods: selector } = self.part;
         let doing = || format!("looking at deployment {namespace}/{name}");
         let deployments: Api<Deployment> = Api::namespaced(self.cluster.client.clone(), namespace);
@@ -119,7 +126,7 @@ impl Waiting<'_> {
         }
     }
 
-    async fn look_at(&self, pod: &Pod) -> State {
+    async fn look_at(&mut self, pod: &Pod) -> State {
         let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
         let container = statuses.into_iter().next();
         if let Some(state) = container.and_then(|container| self.without_image(pod, container)) {
@@ -132,15 +139,44 @@ impl Waiting<'_> {
         if running {
             return State::Going("it runs, and is waited for to answer".to_owned());
         }
-        let mut cause = trouble::of_pod(pod);
-        if let Some(volume) = self.without_volume().await {
-            cause = Some(volume);
-        } else if let Some(warning) = events::warning(self.cluster, self.part.namespace, "Pod", &pod.name_any()).await {
-            cause = cause.or(Some(warning));
+        if let Some(warning) = self.warning(&pod.name_any()).await {
+            let is_old = *self.first.get_or_insert(warning.at) == warning.at;
+            return match is_old {
+                true => State::Going(format!("it is tried again: {}", warning.text)),
+                false => State::Stuck { next: self.next(&warning.text), cause: warning.text, patience: PATIENCE },
+            };
         }
-        match cause {
+        match trouble::of_pod(pod) {
             Some(cause) => State::Stuck { cause, patience: PATIENCE, next: LOOK_AT_PODS.to_owned() },
             None => State::Going("its node fetches the image and makes the container".to_owned()),
+        }
+    }
+
+    /// What the cluster says of the daemon's volume, else of the pod.
+    async fn warning(&self, pod: &str) -> Option<Warning> {
+        if self.part.name == DAEMON
+            && let Some(claim) = detect::claim(self.cluster, self.part.namespace).await
+            && claim.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Bound")
+            && let Some(mut warning) = self.warning_of("PersistentVolumeClaim", &claim.name_any()).await
+        {
+            warning.text = format!("its volume: {}", warning.text);
+            return Some(warning);
+        }
+        self.warning_of("Pod", pod).await
+    }
+
+    async fn warning_of(&self, kind: &str, name: &str) -> Option<Warning> {
+        events::warning(self.cluster, self.part.namespace, kind, name).await
+    }
+
+    /// What to do about a warning.
+    fn next(&self, warning: &str) -> String {
+        match &self.installation.storage {
+            Storage::Node { path, .. } if warning.contains(path) && warning.contains("does not exist") => {
+                let node = self.installation.node.as_deref().unwrap_or_default();
+                format!("make the directory on node {node}: sudo mkdir -p {path}; then repeat the command")
+            }
+            _ => LOOK_AT_PODS.to_owned(),
         }
     }
 
@@ -162,16 +198,6 @@ impl Waiting<'_> {
             (format!("node {node} cannot pull the image {image}: {said}"), next)
         };
         Some(State::Stuck { cause, patience: IMAGE_PATIENCE, next })
-    }
-
-    async fn without_volume(&self) -> Option<String> {
-        let claim = detect::claim(self.cluster, self.part.namespace).await?;
-        if self.part.name != DAEMON || claim.status.as_ref()?.phase.as_deref() == Some("Bound") {
-            return None;
-        }
-        let warning =
-            events::warning(self.cluster, self.part.namespace, "PersistentVolumeClaim", "epiniod-data").await?;
-        Some(format!("its volume: {warning}"))
     }
 
     /// What the container said before it ended.
