@@ -20,7 +20,7 @@ use crate::{
     daemon::own_image,
     model::Namespace,
     runtime::kube::install::{
-        self, Connection, Entrance, Exposure, Findings, Installation, Mode, Password, Storage, Wishes,
+        self, Connection, Entrance, Exposure, Findings, Installation, Keys, Mode, Password, Storage, Wishes,
     },
 };
 
@@ -176,6 +176,9 @@ async fn apply(ui: &Ui, cluster: &Connection, installation: &Installation) -> Re
     let (namespaces, others): (Vec<_>, Vec<_>) =
         manifests.into_iter().partition(|manifest| manifest.kind() == "Namespace");
     let mut changes = install::apply(cluster, &namespaces, Mode::Apply, tell).await?;
+    if installation.bucket.is_some() {
+        install::provide_keys(cluster, installation, keys()).await?;
+    }
     let password = install::provide_password(cluster, installation, auth::new_password()).await?;
     changes.extend(install::apply(cluster, &others, Mode::Apply, tell).await?);
     drop(waiting);
@@ -186,6 +189,12 @@ async fn apply(ui: &Ui, cluster: &Connection, installation: &Installation) -> Re
         .collect();
     ui.say(&format!("applied {} objects: {}", changes.len(), counted.join(", ")));
     Ok(password)
+}
+
+/// The keys of the bucket, where the tools of AWS have them.
+fn keys() -> Option<Keys> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Some(Keys { id: variable("AWS_ACCESS_KEY_ID")?, secret: variable("AWS_SECRET_ACCESS_KEY")? })
 }
 
 /// What will surprise somebody later is said now.
@@ -200,7 +209,7 @@ fn warn(ui: &Ui, installation: &Installation, found: &Findings) {
         )),
         Entrance::Traefik { image, .. } => ui.say(&format!("  entrance: Traefik ({image}), brought along")),
     }
-    if installation.storage == Storage::Ephemeral {
+    if installation.storage == Storage::Ephemeral && installation.bucket.is_none() {
         ui.say("warning: the data is in the daemon's pod: applications, images and users are lost when it is replaced");
     }
     let without: Vec<&str> = found.without(&installation.image).iter().map(|node| node.name.as_str()).collect();

@@ -29,6 +29,12 @@ impl Manifests {
              kubectl -n {} create secret generic epiniod-admin --from-literal=password=PASSWORD",
             installation.namespace
         ));
+        if installation.bucket.is_some() {
+            ui.say(&format!(
+                "Neither are the keys of the bucket, without which it does not start:\n  kubectl -n {} create secret generic epiniod-s3 \\\n    --from-literal=AWS_ACCESS_KEY_ID=ID --from-literal=AWS_SECRET_ACCESS_KEY=SECRET",
+                installation.namespace
+            ));
+        }
         Ok(ExitCode::from(error::OK))
     }
 }

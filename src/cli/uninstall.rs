@@ -64,6 +64,9 @@ fn describe(ui: &Ui, inventory: &Inventory, fate: Fate, cluster: &str) {
             "applications in namespaces {applications} stay, as long as the nodes have their images; --apps deletes them as well"
         )),
     }
+    if inventory.keeps_directory() {
+        ui.say("the directory of the node that the data is in stays there: remove it by hand");
+    }
     ui.say("images, sources, users and passwords are gone then");
 }
 

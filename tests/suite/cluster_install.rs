@@ -16,6 +16,9 @@ const CLUSTER: &str = "epiniod-install-test";
 /// What the scripts of `tests/cluster` end with where the machine is not able to run a cluster.
 const CANNOT_RUN: i32 = 3;
 
+/// On the node.
+const DATA: &str = "/var/lib/epiniod-data";
+
 struct Place {
     dir: tempfile::TempDir,
     kubeconfig: PathBuf,
@@ -146,8 +149,10 @@ fn into_a_bare_cluster_and_out_of_it_again() {
     place.run(&["install", "--ephemeral-storage", "--dry-run"]);
     assert_eq!(place.everything(), before, "a dry run changes nothing");
 
+    let made = script("enter").args(["mkdir", "-p", DATA]).status();
+    assert!(made.expect("the node is there").success());
     let mirrors = mirrors();
-    let mut install = vec!["install", "--ephemeral-storage"];
+    let mut install = vec!["install", "--storage-path", DATA];
     install.extend(mirrors.iter().map(String::as_str));
     let said = place.fails(3, &install);
     assert!(said.contains("does not have the image") && said.contains("ctr -n k8s.io images import"), "{said}");
@@ -176,7 +181,7 @@ fn into_a_bare_cluster_and_out_of_it_again() {
 
     place.run(&["install", "--env", "COLOUR=blue"]);
     assert_ne!(pods(), pod);
-    assert!(place.is_served(&host), "applications run on while the daemon is replaced");
+    wait_until("the application answers by the next daemon", Duration::from_secs(30), || place.is_served(&host));
 
     let said = place.fails(2, &["uninstall"]);
     assert!(said.contains("--yes"), "{said}");

@@ -12,6 +12,7 @@ mod entrance;
 mod events;
 mod nodes;
 mod plan;
+mod provide;
 mod remove;
 mod settle;
 mod watch;
@@ -21,11 +22,12 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    apply::{Change, Mode, Password, apply, provide_password},
+    apply::{Change, Mode, apply},
     connection::Connection,
     detect::{Findings, detect},
     entrance::{assume, open},
     plan::{Manifest, plan},
+    provide::{Password, provide_keys, provide_password},
     remove::{Fate, Inventory, inventory, remove},
     settle::{Draft, settle},
     watch::wait_until_ready,
@@ -81,6 +83,20 @@ pub struct Wishes {
     /// Keep data in the daemon's pod: all of it is lost with the pod
     #[arg(long, conflicts_with_all = ["storage_class", "storage_path", "storage_size"], help_heading = "Storage")]
     pub ephemeral_storage: bool,
+
+    /// Bucket of S3 for sources, images and caches, in place of a volume; the keys are AWS_ACCESS_KEY_ID and
+    /// AWS_SECRET_ACCESS_KEY
+    #[arg(long, env = "EPINIOD_S3_BUCKET", value_name = "BUCKET", help_heading = "Storage")]
+    pub s3_bucket: Option<String>,
+    /// URL of an S3 API that pods reach [default: that of AWS in the region]
+    #[arg(long, env = "EPINIOD_S3_ENDPOINT", value_name = "URL", help_heading = "Storage")]
+    pub s3_endpoint: Option<String>,
+    /// Region of the bucket
+    #[arg(long, env = "EPINIOD_S3_REGION", value_name = "REGION", help_heading = "Storage")]
+    pub s3_region: Option<String>,
+    /// Certificate authorities of the endpoint, PEM
+    #[arg(long, env = "EPINIOD_S3_CA_FILE", value_name = "FILE", help_heading = "Storage")]
+    pub s3_ca_file: Option<PathBuf>,
 
     /// Network of pods, which builds may not reach; may be given several times [default: what the nodes say]
     #[arg(long, value_name = "CIDR", help_heading = "Builds")]
@@ -141,6 +157,22 @@ pub enum Storage {
     Ephemeral,
 }
 
+/// Where blobs are, in place of the daemon's volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+/// What opens a bucket.
+pub struct Keys {
+    pub id: String,
+    pub secret: String,
+}
+
 /// Everything that the manifests are made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installation {
@@ -149,6 +181,8 @@ pub struct Installation {
     pub system_domain: String,
     pub entrance: Entrance,
     pub storage: Storage,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<Bucket>,
     /// The node of the daemon, where it cannot be any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -165,6 +199,9 @@ pub struct Installation {
     /// PEM; kept in a config map of its own.
     #[serde(skip)]
     pub build_ca: Option<String>,
+    /// PEM; beside the other.
+    #[serde(skip)]
+    pub bucket_ca: Option<String>,
 }
 
 impl Installation {
@@ -245,4 +282,7 @@ const DAEMON_PODS: &str = "app.kubernetes.io/name=epiniod,app.kubernetes.io/comp
 const DAEMON: &str = "epiniod";
 /// The secret with the password of the user `admin`.
 const ADMIN_SECRET: &str = "epiniod-admin";
+/// The secret with the keys of the bucket.
+const BUCKET_SECRET: &str = "epiniod-s3";
+/// The config map with certificate authorities.
 const TRUST: &str = "epiniod-trust";

@@ -1,14 +1,9 @@
 //! Manifests, applied one after the other by server-side apply: what is so already stays as it is, and what others wrote
 //! into the same objects stays theirs.
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::{
-    Api,
-    api::{Patch, PatchParams, PostParams},
-};
-use serde_json::json;
+use kube::api::{Patch, PatchParams};
 
-use super::{ADMIN_SECRET, Connection, Error, Installation, MANAGER, Manifest, SYSTEM, failed};
+use super::{Connection, Error, MANAGER, Manifest, failed};
 
 /// Whether anything is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,46 +72,4 @@ async fn apply_one(cluster: &Connection, manifest: &Manifest, mode: Mode) -> Res
     }
     let same = before.metadata == after.metadata && before.data == after.data;
     Ok(if same { Change::Unchanged } else { Change::Changed })
-}
-
-/// The first password, and where it came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Password {
-    New(String),
-    /// It was there: the one of an installation before.
-    Kept(String),
-}
-
-/// Keeps the password that is there, or makes a secret of the one that is given.
-pub async fn provide_password(
-    cluster: &Connection,
-    installation: &Installation,
-    new: String,
-) -> Result<Password, Error> {
-    let doing = || format!("writing secret {ADMIN_SECRET} in namespace {}", installation.namespace);
-    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &installation.namespace);
-    if let Some(there) = secrets.get_opt(ADMIN_SECRET).await.map_err(failed(doing()))? {
-        let bytes = there.data.and_then(|mut data| data.remove("password"));
-        let text = bytes.and_then(|bytes| String::from_utf8(bytes.0).ok());
-        let missing = || Error::Failed {
-            doing: doing(),
-            cause: "it is there, and has no key 'password'; delete it, or add the key".to_owned(),
-        };
-        return text.map(Password::Kept).ok_or_else(missing);
-    }
-    let secret = json!({
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": { "name": ADMIN_SECRET, "labels": {
-            super::super::names::MANAGED_BY: super::super::names::MANAGER,
-            SYSTEM: installation.namespace,
-        } },
-        "stringData": { "username": "admin", "password": new },
-    });
-    let secret =
-        serde_json::from_value(secret).map_err(|error| Error::Failed { doing: doing(), cause: error.to_string() })?;
-    match secrets.create(&PostParams::default(), &secret).await {
-        Ok(_) => Ok(Password::New(new)),
-        Err(error) => Err(failed(doing())(error)),
-    }
 }

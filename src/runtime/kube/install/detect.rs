@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Namespace, Node as ClusterNode, PersistentVolumeClaim, Service},
+    core::v1::{ConfigMap, Namespace, Node as ClusterNode, PersistentVolumeClaim, Pod, Service},
     networking::v1::{Ingress, IngressClass},
     storage::v1::StorageClass,
 };
@@ -190,7 +190,40 @@ async fn classes(cluster: &Connection, services: &[Service]) -> Result<Vec<Class
     }
     let ingresses: Api<Ingress> = Api::all(cluster.client.clone());
     let ingresses = ingresses.list(&ListParams::default()).await.map_err(failed("looking at ingresses"))?.items;
-    Ok(classes.iter().map(|class| read_class(class, services, &ingresses)).collect())
+    let mut found = Vec::with_capacity(classes.len());
+    for class in &classes {
+        let mut class = read_class(class, services, &ingresses);
+        if class.addresses.is_empty() {
+            find_host_ports(cluster, &mut class).await?;
+        }
+        found.push(class);
+    }
+    Ok(found)
+}
+
+/// A controller that listens on ports of its nodes needs no service, and says nothing in ingresses.
+async fn find_host_ports(cluster: &Connection, class: &mut Class) -> Result<(), Error> {
+    let pods: Api<Pod> = Api::all(cluster.client.clone());
+    let product = product(&class.name, &class.controller);
+    for label in ["app.kubernetes.io/name", "app"] {
+        let of_product = ListParams::default().labels(&format!("{label}={product}"));
+        for pod in pods.list(&of_product).await.map_err(failed("looking for the ingress controller"))?.items {
+            let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+            let ports: Vec<i32> = containers
+                .flat_map(|container| container.ports.iter().flatten())
+                .filter_map(|port| port.host_port)
+                .filter(|port| WEB.contains(port))
+                .collect();
+            if !ports.is_empty() && !pod.labels().contains_key(super::SYSTEM) {
+                class.addresses.extend(pod.status.and_then(|status| status.host_ip));
+                class.ports = ports;
+            }
+        }
+        if !class.addresses.is_empty() {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 fn read_class(class: &IngressClass, services: &[Service], ingresses: &[Ingress]) -> Class {
@@ -228,15 +261,20 @@ fn read_class(class: &IngressClass, services: &[Service], ingresses: &[Ingress])
 
 /// Whether a service is that of the controller of a class. No field says it: names and labels have to.
 fn leads_to(service: &Service, class: &str, controller: &str) -> bool {
-    let product = match controller {
+    let product = product(class, controller);
+    let named = service.labels().get("app.kubernetes.io/name").is_some_and(|name| name == product);
+    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    let serves = ports.into_iter().any(|port| WEB.contains(&port.port));
+    serves && !service.labels().contains_key(super::SYSTEM) && (named || service.name_any() == product)
+}
+
+/// What a controller calls itself in labels.
+fn product<'a>(class: &'a str, controller: &str) -> &'a str {
+    match controller {
         "traefik.io/ingress-controller" => "traefik",
         "k8s.io/ingress-nginx" => "ingress-nginx",
         _ => class,
-    };
-    let named = service.labels().get("app.kubernetes.io/name").is_some_and(|name| name == product);
-    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-    let serves = ports.into_iter().any(|port| port.port == 80 || port.port == 443);
-    serves && !service.labels().contains_key(super::SYSTEM) && (named || service.name_any() == product)
+    }
 }
 
 fn is_marked(object: &impl kube::ResourceExt, annotation: &str) -> bool {
@@ -281,7 +319,9 @@ async fn before(cluster: &Connection, namespace: &str) -> Result<Option<Installa
     })?;
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
     let trust = maps.get_opt(TRUST).await.map_err(failed(doing()))?;
-    before.build_ca = trust.and_then(|map| map.data?.remove("ca.crt"));
+    let mut trust = trust.and_then(|map| map.data).unwrap_or_default();
+    before.build_ca = trust.remove(super::plan::BUILD_CA);
+    before.bucket_ca = trust.remove(super::plan::BUCKET_CA);
     Ok(Some(before))
 }
 
@@ -290,3 +330,5 @@ pub(super) async fn claim(cluster: &Connection, namespace: &str) -> Option<Persi
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(cluster.client.clone(), namespace);
     claims.get_opt("epiniod-data").await.ok().flatten()
 }
+
+const WEB: [i32; 2] = [80, 443];

@@ -18,9 +18,9 @@ pub struct Node {
     pub is_open: bool,
     /// Where its pods are.
     pub networks: Vec<String>,
-    images: Vec<String>,
-    kubelet: String,
-    provider: String,
+    pub(super) images: Vec<String>,
+    pub(super) kubelet: String,
+    pub(super) provider: String,
 }
 
 /// What a cluster is run by, as far as that makes a difference to us.

@@ -3,10 +3,12 @@
 //! A template is YAML with `${names}`; what takes their place is one line of JSON or plain text. So what is printed reads
 //! as what is embedded does, comments and all, and two runs print the same.
 
+use std::collections::BTreeMap;
+
 use kube::api::TypeMeta;
 use serde_json::{Value, json};
 
-use super::{ADMIN_SECRET, Entrance, Exposure, Installation, Storage};
+use super::{ADMIN_SECRET, BUCKET_SECRET, Entrance, Exposure, Installation, Storage};
 use crate::{model::Digest, oci::architecture};
 
 /// One object, as text and as what is sent.
@@ -51,7 +53,7 @@ pub fn plan(installation: &Installation) -> Vec<Manifest> {
         Storage::Node { .. } => templates.extend([NODE_VOLUME, VOLUME]),
         Storage::Ephemeral => {}
     }
-    if installation.build_ca.is_some() {
+    if installation.build_ca.is_some() || installation.bucket_ca.is_some() {
         templates.push(TRUST);
     }
     templates.push(SERVICES);
@@ -149,7 +151,7 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         ("env", block(&env(installation))),
         ("http_port", flow(&http_port(8080, edge))),
         ("data_volume", flow(&data_volume(installation))),
-        ("authorities", text(installation.build_ca.as_deref().unwrap_or_default())),
+        ("authorities", json!(authorities(installation)).to_string()),
         ("ingress_class", text(&installation.ingress_class().unwrap_or_default())),
         ("system_domain", installation.system_domain.clone()),
         ("traefik_image", text(traefik_image)),
@@ -222,9 +224,14 @@ fn not_for_builds(installation: &Installation, family: Family) -> Vec<&str> {
     link_local.iter().copied().chain(pods.filter(|network| network.contains(':') == (family == Family::V6))).collect()
 }
 
+fn authorities(installation: &Installation) -> BTreeMap<&'static str, &str> {
+    let all = [(BUILD_CA, &installation.build_ca), (BUCKET_CA, &installation.bucket_ca)];
+    all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))).collect()
+}
+
 /// What a pod does not notice by itself.
 fn surroundings(installation: &Installation) -> String {
-    let all = json!([installation.build_ca, installation.environment]);
+    let all = json!([authorities(installation), installation.environment]);
     Digest::of(all.to_string().as_bytes()).hex()[..16].to_owned()
 }
 
@@ -249,19 +256,32 @@ fn args(installation: &Installation) -> Value {
     .map(str::to_owned)
     .collect::<Vec<_>>();
     args.push(format!("--system-domain={}", installation.system_domain));
+    let bucket = installation.bucket.as_ref();
     let more = [
         ("--ingress-class", installation.ingress_class()),
         ("--debian-mirror", installation.debian_mirror.clone()),
         ("--debian-security-mirror", installation.debian_security_mirror.clone()),
-        ("--build-ca-file", installation.build_ca.as_ref().map(|_| "/etc/epiniod/trust/ca.crt".to_owned())),
+        ("--build-ca-file", installation.build_ca.as_ref().map(|_| format!("/etc/epiniod/trust/{BUILD_CA}"))),
+        ("--s3-bucket", bucket.map(|bucket| bucket.name.clone())),
+        ("--s3-endpoint", bucket.and_then(|bucket| bucket.endpoint.clone())),
+        ("--s3-region", bucket.and_then(|bucket| bucket.region.clone())),
+        ("--s3-ca-file", installation.bucket_ca.as_ref().map(|_| format!("/etc/epiniod/trust/{BUCKET_CA}"))),
     ];
     args.extend(more.into_iter().filter_map(|(flag, value)| Some(format!("{flag}={}", value?))));
     json!(args)
 }
 
 fn env(installation: &Installation) -> Value {
-    let reference = json!({ "name": ADMIN_SECRET, "key": "password", "optional": true });
-    let mut env = vec![json!({ "name": "EPINIOD_ADMIN_PASSWORD", "valueFrom": { "secretKeyRef": reference } })];
+    // Without it the daemon makes a password, and logs it once.
+    let password = json!({ "name": ADMIN_SECRET, "key": "password", "optional": true });
+    let mut env = vec![json!({ "name": "EPINIOD_ADMIN_PASSWORD", "valueFrom": { "secretKeyRef": password } })];
+    if installation.bucket.is_some() {
+        env.extend(
+            ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(
+                |key| json!({ "name": key, "valueFrom": { "secretKeyRef": { "name": BUCKET_SECRET, "key": key } } }),
+            ),
+        );
+    }
     env.extend(installation.environment.iter().map(|(name, value)| json!({ "name": name, "value": value })));
     json!(env)
 }
@@ -283,6 +303,9 @@ fn data_volume(installation: &Installation) -> Value {
     }
 }
 
+/// Entries of the config map with certificate authorities.
+pub(super) const BUILD_CA: &str = "ca.crt";
+pub(super) const BUCKET_CA: &str = "s3.crt";
 /// What has to be defined in the cluster before anything of ours can be there; the manifests of other rooms.
 const DEFINITIONS: [&str; 0] = [];
 const NAMESPACES: &str = include_str!("../../../../embedded/kubernetes/namespaces.yaml");
@@ -298,9 +321,8 @@ const INGRESS: &str = include_str!("../../../../embedded/kubernetes/ingress.yaml
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+    use crate::runtime::kube::install::Bucket;
 
     fn installation(entrance: Entrance, storage: Storage) -> Installation {
         Installation {
@@ -316,6 +338,8 @@ mod tests {
             debian_security_mirror: None,
             environment: BTreeMap::new(),
             build_ca: None,
+            bucket: None,
+            bucket_ca: None,
         }
     }
 
@@ -330,6 +354,12 @@ mod tests {
         odd.environment =
             BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://user:pass@proxy:3128 # \"x\"".to_owned())]);
         odd.build_ca = Some("-----BEGIN CERTIFICATE-----\nabc\n---\n-----END CERTIFICATE-----\n".to_owned());
+        odd.bucket = Some(Bucket {
+            name: "images".to_owned(),
+            endpoint: Some("https://s3.example.com".to_owned()),
+            region: None,
+        });
+        odd.bucket_ca = odd.build_ca.clone();
         odd.debian_mirror = Some("http://mirror.example.com/debian".to_owned());
         vec![
             installation(Entrance::Edge(Exposure::LoadBalancer), claim(None)),
@@ -367,14 +397,15 @@ mod tests {
         let odd = all().pop().unwrap();
         let manifests = plan(&odd);
         let pod = &find(&manifests, "Deployment", "epiniod")["spec"]["template"]["spec"];
-        assert_eq!(pod["containers"][0]["env"][1]["value"], odd.environment["HTTPS_PROXY"]);
+        assert_eq!(pod["containers"][0]["env"][3]["value"], odd.environment["HTTPS_PROXY"]);
         assert_eq!(pod["containers"][0]["ports"][0]["hostPort"], 80);
         assert_eq!(find(&manifests, "ConfigMap", "epiniod-trust")["data"]["ca.crt"], *odd.build_ca.as_ref().unwrap());
         let Storage::Node { path, .. } = &odd.storage else { unreachable!() };
         assert_eq!(find(&manifests, "PersistentVolume", "epiniod-data")["spec"]["local"]["path"], *path);
         let record = &find(&manifests, "Deployment", "epiniod")["metadata"]["annotations"][super::super::INSTALLATION];
         let read: Installation = serde_json::from_str(record.as_str().unwrap()).unwrap();
-        assert_eq!(Installation { build_ca: odd.build_ca.clone(), ..read }, odd);
+        let (build_ca, bucket_ca) = (odd.build_ca.clone(), odd.bucket_ca.clone());
+        assert_eq!(Installation { build_ca, bucket_ca, ..read }, odd);
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Inventory {
     pub fn is_empty(&self) -> bool {
         self.namespaces.is_empty() && self.cluster_wide.is_empty()
     }
+
+    /// Whether data is in a directory of a node, which nobody can delete from here.
+    pub fn keeps_directory(&self) -> bool {
+        self.cluster_wide.iter().any(|(types, _)| types.kind == "PersistentVolume")
+    }
 }
 
 /// Looks for everything of an installation.

@@ -1,9 +1,9 @@
 //! Wishes, what was there before, and what the cluster has: settled into what is installed, or refused with the flags
 //! that decide it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use super::{Brought, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes};
+use super::{Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes};
 use crate::model::Route;
 
 /// An installation whose entrance may have to be opened first, for its domain to be known.
@@ -69,7 +69,9 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
             .clone()
             .or_else(|| before?.debian_security_mirror.clone()),
         environment,
-        build_ca: build_ca(wishes)?.or_else(|| before?.build_ca.clone()),
+        build_ca: authorities(wishes.build_ca_file.as_deref(), "--build-ca-file")?.or_else(|| before?.build_ca.clone()),
+        bucket: bucket(wishes, before)?,
+        bucket_ca: authorities(wishes.s3_ca_file.as_deref(), "--s3-ca-file")?.or_else(|| before?.bucket_ca.clone()),
     };
     Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
 }
@@ -190,6 +192,9 @@ fn storage(wishes: &Wishes, before: Option<&Installation>, found: Option<&Findin
     if let Some(before) = before {
         return kept_storage(wished, &before.storage, size);
     }
+    if wished.is_none() && wishes.s3_bucket.is_some() {
+        return Ok(Storage::Ephemeral);
+    }
     let classes = found.map(|found| found.storage_classes.as_slice());
     let names = || classes.unwrap_or_default().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
     match (wished, classes) {
@@ -297,19 +302,39 @@ fn pod_networks(wishes: &Wishes, before: Option<&Installation>, found: Option<&F
     networks
 }
 
-fn build_ca(wishes: &Wishes) -> Result<Option<String>, Error> {
-    let Some(path) = &wishes.build_ca_file else { return Ok(None) };
+fn authorities(path: Option<&Path>, flag: &str) -> Result<Option<String>, Error> {
+    let Some(path) = path else { return Ok(None) };
+    let wrong = |cause: String| {
+        Err(Error::undecided(format!("{} {cause}", path.display()), format!("name another file with {flag}")))
+    };
     match std::fs::read_to_string(path) {
         Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(Some(text)),
-        Ok(_) => Err(Error::undecided(
-            format!("{} has no certificate in PEM", path.display()),
-            "name another file with --build-ca-file",
-        )),
-        Err(error) => Err(Error::undecided(
-            format!("{} cannot be read: {error}", path.display()),
-            "name another file with --build-ca-file",
-        )),
+        Ok(_) => wrong("has no certificate in PEM".to_owned()),
+        Err(error) => wrong(format!("cannot be read: {error}")),
     }
+}
+
+/// Blobs do not move either.
+fn bucket(wishes: &Wishes, before: Option<&Installation>) -> Result<Option<Bucket>, Error> {
+    let kept = before.and_then(|before| before.bucket.clone());
+    let name = wishes.s3_bucket.clone().or_else(|| kept.as_ref().map(|kept| kept.name.clone()));
+    if let Some(before) = before.filter(|before| before.bucket.as_ref().map(|bucket| &bucket.name) != name.as_ref()) {
+        let place =
+            before.bucket.as_ref().map_or("the daemon's volume".to_owned(), |kept| format!("bucket {}", kept.name));
+        return Err(Error::undecided(
+            format!("images and sources are in {place} already, and do not move"),
+            "leave --s3-bucket out, or begin anew: epiniod uninstall, then epiniod install",
+        ));
+    }
+    let Some(name) = name else {
+        return match wishes.s3_endpoint {
+            Some(_) => Err(Error::undecided("an endpoint of S3 is named, and no bucket", "name one with --s3-bucket")),
+            None => Ok(None),
+        };
+    };
+    let endpoint = wishes.s3_endpoint.clone().or_else(|| kept.as_ref()?.endpoint.clone());
+    let region = wishes.s3_region.clone().or_else(|| kept.as_ref()?.region.clone());
+    Ok(Some(Bucket { name, endpoint, region }))
 }
 
 const REGISTRY_NODE_PORT: u16 = 30500;
