@@ -9,9 +9,11 @@ pub mod error;
 mod exec;
 mod image;
 mod info;
+mod install;
 mod lifecycle;
 mod login;
 mod logs;
+mod manifests;
 mod namespaces;
 mod port_forward;
 mod push;
@@ -20,6 +22,7 @@ mod settings;
 mod stop;
 mod terminal;
 mod ui;
+mod uninstall;
 mod up;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -31,6 +34,7 @@ use self::{
     error::Error,
     ui::{Talk, Ui},
 };
+use crate::runtime::kube::install::Connection;
 
 /// From source code to a running URL: a PaaS in one binary.
 ///
@@ -102,6 +106,25 @@ enum Command {
     /// the OCI that Docker reads as well; equal programs make equal archives.
     #[command(verbatim_doc_comment, after_help = image::EXAMPLES)]
     Image(image::Image),
+    /// Install into a Kubernetes cluster, or bring an installation up to date
+    ///
+    /// Looks at the cluster, says what it found, applies the manifests, waits until the daemon
+    /// answers, and prints its URL, the user and the password. A second time it changes what flags
+    /// name, and the version; applications and builds go on meanwhile.
+    #[command(verbatim_doc_comment, after_help = install::EXAMPLES)]
+    Install(Box<install::Install>),
+    /// Take an installation out of a Kubernetes cluster
+    ///
+    /// The daemon goes with its data, images and users. Applications run on as what they are in the
+    /// cluster, unless --apps takes them away as well.
+    #[command(verbatim_doc_comment)]
+    Uninstall(uninstall::Uninstall),
+    /// Print the manifests of an installation, for GitOps
+    ///
+    /// What 'install' would apply, made without a look at a cluster. The password of the user 'admin'
+    /// is not among them: see the comment that is printed on stderr.
+    #[command(verbatim_doc_comment)]
+    Manifests(Box<manifests::Manifests>),
     /// One phase of a build, in its sandbox
     #[command(hide = true)]
     Lifecycle(lifecycle::Lifecycle),
@@ -116,6 +139,17 @@ struct Target {
     /// Settings file, as the epinio CLI has it [default: ~/.config/epinio/settings.yaml]
     #[arg(long, env = "EPINIO_SETTINGS", value_name = "FILE", global = true)]
     settings_file: Option<PathBuf>,
+}
+
+/// Which cluster a command is about.
+#[derive(Debug, Clone, Args)]
+struct InCluster {
+    /// Kubeconfig of the cluster [default: as kubectl]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
 }
 
 /// How data is printed.
@@ -144,6 +178,12 @@ struct InNamespace {
 impl Target {
     fn client(&self) -> Result<Client, Error> {
         Client::new(settings::find(self)?)
+    }
+}
+
+impl InCluster {
+    async fn connect(&self) -> Result<Connection, Error> {
+        Ok(Connection::open(self.kubeconfig.as_deref(), self.context.as_deref()).await?)
     }
 }
 
@@ -198,6 +238,9 @@ fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
         Command::Login(login) => client_runtime()?.block_on(login.run(ui)),
         Command::Logout(logout) => logout.run(ui),
         Command::Image(image) => image.run(ui),
+        Command::Install(install) => client_runtime()?.block_on(install.run(ui)),
+        Command::Uninstall(uninstall) => client_runtime()?.block_on(uninstall.run(ui)),
+        Command::Manifests(manifests) => manifests.run(ui),
         Command::Info(info) => client_runtime()?.block_on(info.run(ui)),
     }
 }

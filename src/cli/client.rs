@@ -26,6 +26,8 @@ use tokio_tungstenite::{
 
 use super::{error::Error, settings::Settings};
 
+/// Providers of names that say their address.
+const MAGIC_DNS: [&str; 2] = [".sslip.io", ".nip.io"];
 /// How long a daemon may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a daemon may take to answer: a restart waits until the new instances are ready. As the `epinio` CLI has it.
@@ -187,8 +189,12 @@ impl Resolve for Resolver {
                 let local: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
                 return Ok(Box::new(std::iter::once(local)) as Addrs);
             }
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
-            Ok(Box::new(found.into_iter()) as Addrs)
+            match (tokio::net::lookup_host((host.as_str(), 0)).await, magic_address(&host)) {
+                (Ok(found), _) => Ok(Box::new(found.collect::<Vec<_>>().into_iter()) as Addrs),
+                // Many resolvers refuse names that lead to private addresses; this one says its address itself.
+                (Err(_), Some(address)) => Ok(Box::new(std::iter::once(SocketAddr::from((address, 0)))) as Addrs),
+                (Err(error), None) => Err(error.into()),
+            }
         })
     }
 }
@@ -210,6 +216,13 @@ pub(super) fn parse_address(text: &str) -> Result<Url, Error> {
 pub(super) fn is_this_machine(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     is_localhost(host) || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The address in a name of magic DNS, such as `epinio.192.0.2.7.sslip.io`.
+fn magic_address(host: &str) -> Option<Ipv4Addr> {
+    let rest = MAGIC_DNS.iter().find_map(|provider| host.strip_suffix(provider))?;
+    let labels: Vec<&str> = rest.rsplit('.').take(4).collect();
+    labels.into_iter().rev().collect::<Vec<_>>().join(".").parse().ok()
 }
 
 fn is_localhost(host: &str) -> bool {
@@ -257,6 +270,15 @@ fn api_error(status: u16, text: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_of_magic_dns_says_its_address() {
+        assert_eq!(magic_address("epinio.192.0.2.7.sslip.io"), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        assert_eq!(magic_address("192.0.2.7.nip.io"), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        for other in ["epinio.sslip.io", "192.0.2.7.example.com", "0.2.7.sslip.io", "a.192.0.2.sslip.io"] {
+            assert_eq!(magic_address(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn loopback_is_told_from_other_hosts() {

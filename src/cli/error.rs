@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::runtime::kube::install;
+
 /// Everything went well.
 pub const OK: u8 = 0;
 /// Something failed that has no code of its own.
@@ -83,6 +85,8 @@ pub enum Error {
     NotRunning(PathBuf),
     #[error("the daemon (pid {pid}) did not stop within {seconds} s")]
     StillRunning { pid: i32, seconds: u64 },
+    #[error(transparent)]
+    Cluster(#[from] install::Error),
     #[error("the process cannot be set up")]
     Runtime(#[source] io::Error),
 }
@@ -91,6 +95,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. }
+            | Self::Cluster(install::Error::Unreachable { .. } | install::Error::NotReady { .. })
             | Self::NotReady { .. }
             | Self::Daemon(_)
             | Self::DaemonEnded { .. }
@@ -98,9 +103,13 @@ impl Error {
             Self::Api { status: 401 | 403, .. }
             | Self::NoCredential { .. }
             | Self::Denied { .. }
-            | Self::NotOurs { .. } => UNAUTHORIZED,
+            | Self::NotOurs { .. }
+            | Self::Cluster(install::Error::Forbidden { .. }) => UNAUTHORIZED,
             Self::Api { status: 404, .. } => NOT_FOUND,
-            Self::Usage(_) | Self::Config(_) | Self::Settings { .. } => USAGE,
+            Self::Usage(_)
+            | Self::Config(_)
+            | Self::Settings { .. }
+            | Self::Cluster(install::Error::Undecided { .. }) => USAGE,
             Self::Staging(_) | Self::Pack(_) => STAGING_FAILED,
             Self::Deploy { .. } => DEPLOY_FAILED,
             Self::Api { .. }
@@ -110,6 +119,7 @@ impl Error {
             | Self::Read { .. }
             | Self::Write { .. }
             | Self::StillRunning { .. }
+            | Self::Cluster(_)
             | Self::Runtime(_) => FAILED,
         }
     }
@@ -117,7 +127,13 @@ impl Error {
     /// What belongs to the message, and is longer than a line.
     pub fn details(&self) -> Option<&str> {
         match self {
-            Self::Api { details, .. } | Self::Deploy { details, .. } if !details.is_empty() => Some(details),
+            Self::Api { details, .. }
+            | Self::Deploy { details, .. }
+            | Self::Cluster(install::Error::NotReady { details, .. })
+                if !details.is_empty() =>
+            {
+                Some(details)
+            }
             _ => None,
         }
     }
@@ -163,6 +179,7 @@ impl Error {
             }
             Self::NotOurs { .. } => "run the command as that user, or with sudo",
             Self::StillRunning { pid, .. } => return format!("see its log, or end it with 'kill -9 {pid}'"),
+            Self::Cluster(error) => return cluster_hint(error),
             Self::Runtime(_) => "check the limits of this user (ulimit)",
         };
         hint.to_owned()
@@ -196,6 +213,23 @@ fn daemon_hint(error: &crate::daemon::Error) -> String {
         }
         _ => "the message names what to correct".to_owned(),
     }
+}
+
+fn cluster_hint(error: &install::Error) -> String {
+    use install::Error;
+    match error {
+        Error::Unreachable { .. } => {
+            "look whether 'kubectl version' answers; another cluster is named by --kubeconfig and --context"
+        }
+        Error::Forbidden { .. } => {
+            "the one who installs has to be an administrator of the cluster (cluster-admin); epiniod itself is not one"
+        }
+        Error::Undecided { choices, .. } => choices,
+        Error::NotReady { next, .. } => next,
+        Error::Failed { .. } => "correct what the message names, and repeat the command: it goes on where it was",
+        Error::Left { .. } => "look at it with 'kubectl describe', and repeat the command: it goes on where it was",
+    }
+    .to_owned()
 }
 
 #[cfg(test)]

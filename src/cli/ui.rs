@@ -74,12 +74,50 @@ impl Ui {
         bar
     }
 
+    /// Something that takes a while, with what it is at just now.
+    pub fn waiting(&self) -> Waiting<'_> {
+        let bar = if self.terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        if self.terminal {
+            bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+            bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        }
+        Waiting { ui: self, bar }
+    }
+
     pub fn is_terminal(&self) -> bool {
         self.terminal
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// A line that changes where somebody watches, and one line after the other where not. It goes when this does.
+pub struct Waiting<'a> {
+    ui: &'a Ui,
+    bar: ProgressBar,
+}
+
+impl Waiting<'_> {
+    /// Worth a line also where nobody watches.
+    pub fn tell(&self, text: &str) {
+        if self.ui.terminal {
+            self.pass(text);
+        } else {
+            self.ui.say(text);
+        }
+    }
+
+    /// Over in a moment.
+    pub fn pass(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

@@ -15,6 +15,13 @@ pub struct Kubernetes {
     pub ingress_class: Option<String>,
 }
 
+impl Kubernetes {
+    /// Whether the daemon is a pod of the cluster.
+    pub fn is_inside(&self) -> bool {
+        self.kubeconfig.is_none()
+    }
+}
+
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct KubernetesFlags {
     /// Run builds and applications in this cluster, from outside of it

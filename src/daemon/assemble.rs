@@ -24,7 +24,7 @@ use crate::{
     blob::SharedBlobs,
     builders::Builders,
     buildpacks,
-    config::Config,
+    config::{Config, Kubernetes},
     edge::Edge,
     model::{Digest, Namespace},
     oci::registry::Registry,
@@ -49,6 +49,7 @@ pub(super) struct House {
 
 /// Credentials for registries of others, in the data directory.
 const CREDENTIALS: &str = "registries.json";
+const WEB_PORT: u16 = 80;
 /// The bundles that programs look into; they are mounted over with the authorities for builds.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const BUNDLE_VARIABLES: [&str; 6] =
@@ -108,7 +109,7 @@ impl House {
             sources: Arc::clone(&sources),
             auth: Arc::clone(&auth),
             runtime: Arc::clone(&runtime),
-            urls: Urls { scheme: "http", port: api.port() },
+            urls: Urls { scheme: "http", port: public_port(config, api) },
             pushes: TaskTracker::new(),
         };
         let router = api::router(state.clone(), control_routes(control));
@@ -172,6 +173,11 @@ impl Publish for Publisher {
     async fn publish(&self, repository: &str, tag: &str, manifest: Digest) -> Result<(), String> {
         self.0.publish(repository, tag, manifest).await.map_err(|error| error.to_string())
     }
+}
+
+/// Where users find what listens there: what leads to a pod listens on the port of the web, whatever the pod's is.
+fn public_port(config: &Config, api: SocketAddr) -> u16 {
+    if config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside) { WEB_PORT } else { api.port() }
 }
 
 /// The runtime of this machine.

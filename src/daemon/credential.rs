@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::Error;
 use crate::{
     auth::{self, Auth},
-    config::{ClientSettings, Config, client_settings_file},
+    config::{ClientSettings, Config, Kubernetes, client_settings_file},
     model::Namespace,
 };
 
@@ -49,7 +49,10 @@ pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Re
     } else if before.as_ref() != Some(&settings) {
         settings.write(&path).map_err(failed)?;
     }
-    share(config, before.as_ref(), &settings, start);
+    // Nobody works in a pod.
+    if !config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside) {
+        share(config, before.as_ref(), &settings, start);
+    }
     Ok(())
 }
 

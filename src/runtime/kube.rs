@@ -6,6 +6,7 @@
 
 mod beside;
 mod call;
+pub mod install;
 mod job;
 mod logs;
 mod names;

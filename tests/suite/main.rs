@@ -12,6 +12,7 @@ mod built_images;
 mod cli_reference;
 mod cluster;
 mod cluster_apps;
+mod cluster_install;
 mod cluster_store;
 mod command_line;
 mod crashes;
