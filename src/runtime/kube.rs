@@ -38,12 +38,12 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+pub use self::step::run_role;
 use self::{
     call::{call, failed},
     observe::Observed,
     workload::Applied,
 };
-pub use self::step::run_role;
 use super::{Error, Job, JobId, LogLine, LogQuery, LogSink, Runtime, StepOutcome, Volumes, Workload, WorkloadStatus};
 use crate::{
     blob::SharedBlobs,
@@ -126,9 +126,6 @@ impl KubeRuntime {
         let (client, streams) = (connection.calls.clone(), connection.client.clone());
         let version = client.apiserver_version().await.map_err(failed("asking the API server for its version"))?;
         let observed = Observed::start(&client).await?;
-        if let Some(daemon) = settings.outside {
-            reach::from_nodes(&client, &settings.namespace, daemon).await?;
-        }
         let (prepared, applied) = (Mutex::default(), Mutex::default());
         let cluster = Arc::new(Cluster { client, streams, settings, blobs, observed, prepared, applied });
         lay_out_builds(&cluster).await?;
@@ -217,11 +214,14 @@ impl Runtime for KubeRuntime {
     }
 }
 
-/// The namespace of builds, and what all of them share.
+/// The namespace of builds, what all of them share, and the nodes' way to the registry.
 async fn lay_out_builds(cluster: &Cluster) -> Result<(), Error> {
     let name = &cluster.settings.builds_namespace;
     if is_prepared(cluster, name) {
         return Ok(());
+    }
+    if let Some(daemon) = cluster.settings.outside {
+        reach::from_nodes(&cluster.client, &cluster.settings.namespace, daemon).await?;
     }
     if let Some(authorities) = &cluster.settings.build_ca {
         make_namespace_if_missing(cluster, name).await?;

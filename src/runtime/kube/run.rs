@@ -370,4 +370,3 @@ fn outcome(name: &'static str, state: &ContainerState) -> Option<StepOutcome> {
     let report = ending.report.and_then(|report| serde_json::to_vec(&report).ok());
     Some(StepOutcome { name, ended, duration: Duration::from_millis(millis), report })
 }
-

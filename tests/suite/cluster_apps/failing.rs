@@ -47,7 +47,8 @@ fn a_build_that_cannot_start_says_why_and_starts_when_it_can() {
     let nodes: Vec<&str> = nodes.lines().collect();
     driven.kubectl(&[&["cordon"], &nodes[..]].concat());
     let mut push = driven.begin_push("waits", &page(&driven, "waits", "at last again"), &[]);
-    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| push.until("no node of the cluster takes it", SOON)));
+    let told =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| push.until("no node of the cluster takes it", SOON)));
     driven.kubectl(&[&["uncordon"], &nodes[..]].concat());
     told.expect("it was told");
     let (succeeded, said) = push.end();
@@ -91,8 +92,10 @@ fn a_build_whose_image_pod_or_job_is_lost_says_so() {
 fn a_permission_that_is_missing_is_named() {
     let Some(mut driven) = driven("a daemon with few permissions") else { return };
     let role = format!("{}-few", driven.system);
-    let everything = |groups: &[&str], verbs: &[&str]| json!({ "apiGroups": groups, "resources": ["*"], "verbs": verbs });
-    let groups = ["", "apps", "discovery.k8s.io", "coordination.k8s.io", "epiniod.dev", "events.k8s.io", "apiextensions.k8s.io"];
+    let everything =
+        |groups: &[&str], verbs: &[&str]| json!({ "apiGroups": groups, "resources": ["*"], "verbs": verbs });
+    let groups =
+        ["", "apps", "discovery.k8s.io", "coordination.k8s.io", "epiniod.dev", "events.k8s.io", "apiextensions.k8s.io"];
     let rules = [everything(&groups, &["*"]), everything(&["*"], &["get", "list", "watch"])];
     let role_object = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": role }, "rules": rules,
@@ -113,7 +116,8 @@ fn a_permission_that_is_missing_is_named() {
 fn builds_and_applications_outlive_an_api_server_that_is_away() {
     let Some(mut driven) = driven("a daemon whose API server is away") else { return };
     driven.push("steady", &page(&driven, "steady", "steady"), &[]);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let (host, port) = driven.cluster.server();
     let line = runtime.block_on(Line::to(&(host.clone(), port)));
     let address = line.address;
@@ -134,7 +138,8 @@ fn builds_and_applications_outlive_an_api_server_that_is_away() {
     let (succeeded, said) = push.end();
     assert!(succeeded, "{said}\n{}", driven.daemon.log_tail());
     driven.wait_until_answers("away", "built meanwhile");
-    let numbers: Vec<usize> = said.lines().filter_map(|line| line.strip_prefix("number ")?.trim().parse().ok()).collect();
+    let numbers: Vec<usize> =
+        said.lines().filter_map(|line| line.strip_prefix("number ")?.trim().parse().ok()).collect();
     assert_eq!(numbers, (0..100).collect::<Vec<_>>(), "the log is whole:\n{said}");
     driven.wait_until_builds_are_gone();
     driven.daemon.run(["apps", "delete", "away", "steady"]);

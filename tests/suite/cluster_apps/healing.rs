@@ -34,7 +34,8 @@ fn what_people_change_by_hand_is_put_right() {
     driven.wait_until_answers("heal", "still here");
 
     driven.kubectl(&[&["set", "image", "deployment/heal", "app=localhost/busybox:test"], &of_app[..]].concat());
-    let image = ["get", "deployment", "heal", "-n", "workspace", "-o", "jsonpath={.spec.template.spec.containers[0].image}"];
+    let image =
+        ["get", "deployment", "heal", "-n", "workspace", "-o", "jsonpath={.spec.template.spec.containers[0].image}"];
     wait_until("it has its own image again", AT_ONCE, || driven.kubectl(&image).starts_with("127.0.0.1:30500/"));
     driven.wait_until_answers("heal", "still here");
 
@@ -49,7 +50,8 @@ fn what_people_change_by_hand_is_put_right() {
     wait_until("the deployment is there again", AT_ONCE, || {
         !driven.kubectl(&["get", "deployments", "heal", "-n", "workspace", "--ignore-not-found"]).is_empty()
     });
-    let secrets = ["get", "secrets", "epiniod-pull", "heal-env-1", "-n", "workspace", "--ignore-not-found", "-o", "name"];
+    let secrets =
+        ["get", "secrets", "epiniod-pull", "heal-env-1", "-n", "workspace", "--ignore-not-found", "-o", "name"];
     wait_until("the secrets are there again", NEXT_LOOK.saturating_sub(deleted.elapsed()), || {
         driven.kubectl(&secrets).lines().count() == 2
     });

@@ -77,7 +77,9 @@ fn passwords(secret: &Value) -> Vec<String> {
         Some(config["auths"].as_object()?.values().cloned().collect::<Vec<_>>())
     };
     let all = values(secret).into_iter().filter_map(registries).flatten();
-    all.flat_map(|registry| ["password", "auth"].map(|name| registry[name].as_str().map(str::to_owned))).flatten().collect()
+    all.flat_map(|registry| ["password", "auth"].map(|name| registry[name].as_str().map(str::to_owned)))
+        .flatten()
+        .collect()
 }
 
 /// The tokens in the steps of a build.

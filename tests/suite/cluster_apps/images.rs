@@ -9,7 +9,9 @@ fn a_cluster_and_one_machine_make_the_same_images() {
     let local = Daemon::start();
     let own = sources(&driven, "own");
     python(&own, "the same everywhere", "pass");
-    for (name, path) in [("static", sample("static")), ("procfile", sample("procfile")), ("python", sample("python")), ("own", own)] {
+    for (name, path) in
+        [("static", sample("static")), ("procfile", sample("procfile")), ("python", sample("python")), ("own", own)]
+    {
         local.push(name, &path);
         driven.push(name, &path, &[]);
         assert_eq!(image(&driven.daemon, name), image(&local, name), "the image of {name}");

@@ -13,7 +13,10 @@ fn a_push_becomes_a_job_an_image_and_a_deployment_and_deleting_leaves_nothing() 
     let Some(driven) = driven("a push to a cluster") else { return };
     let (pods, secrets) = (Watch::of_builds(&driven, "pods"), Watch::of_builds(&driven, "secrets"));
     let said = driven.push("page", &sample("procfile"), &[]);
-    in_order(&said, &["===> DETECTING", "job build-", "===> BUILDING", "Procfile: 1 process", "===> EXPORTING", "===> DEPLOYING"]);
+    in_order(
+        &said,
+        &["===> DETECTING", "job build-", "===> BUILDING", "Procfile: 1 process", "===> EXPORTING", "===> DEPLOYING"],
+    );
     driven.wait_until_answers("page", HELLO);
     let log = driven.daemon.run(["apps", "logs", "page", "--staging"]);
     in_order(&log, &["===> DETECTING", "job build-", "===> BUILDING", "Procfile: 1 process", "===> EXPORTING"]);
@@ -82,7 +85,8 @@ fn builds_know_no_credential(pod: &Value, secret: &Value) {
     let token = prepare["files"]["/run/epiniod/token"].as_str().expect("the token of the staging").to_owned();
     assert!(step("export").contains(&token) && !step("build").contains(&token), "{}", step("build"));
     let build = containers(pod).find(|container| container["name"] == "build").expect("the build");
-    let mounted = |volume: &Value| build["volumeMounts"].as_array().expect("mounts").iter().any(|m| m["name"] == volume["name"]);
+    let mounted =
+        |volume: &Value| build["volumeMounts"].as_array().expect("mounts").iter().any(|m| m["name"] == volume["name"]);
     for volume in pod["spec"]["volumes"].as_array().expect("volumes").iter().filter(|volume| mounted(volume)) {
         assert!(volume["name"] != "run-prepare" && volume["name"] != "run-export", "{volume}");
         if volume["secret"].is_object() {

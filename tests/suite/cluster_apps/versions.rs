@@ -26,7 +26,8 @@ fn a_version_that_does_not_come_up_is_undone_and_its_last_words_are_said() {
     let (succeeded, said) = deaf.end();
     assert!(!succeeded && said.contains("my ears are shut") && said.contains("$PORT"), "{said}");
     nothing_stays(&driven, "deaf", 1);
-    let services = driven.kubectl(&["get", "deployments,services", "-n", "workspace", "-l", "epiniod.dev/app=deaf", "-o", "name"]);
+    let services =
+        driven.kubectl(&["get", "deployments,services", "-n", "workspace", "-l", "epiniod.dev/app=deaf", "-o", "name"]);
     assert_eq!(services, "", "nothing serves");
     driven.daemon.run(["apps", "delete", "shop"]);
     driven.daemon.run(["apps", "delete", "deaf"]);
@@ -44,7 +45,9 @@ fn without_its_image(driven: &Driven) {
         driven.kubectl(&["get", "pods", "-n", "workspace", "-l", "epiniod.dev/app=lost", "-o", "name"]).is_empty()
     });
     let Some(mut enter) = driven.cluster.on_node() else {
-        return crate::support::not_run("a node that loses an image: EPINIOD_TEST_KUBECONFIG names a cluster of others");
+        return crate::support::not_run(
+            "a node that loses an image: EPINIOD_TEST_KUBECONFIG names a cluster of others",
+        );
     };
     let removed = enter.args(["ctr", "-n", "k8s.io", "images", "rm", image]).output().expect("ctr runs");
     assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));

@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::UdpSocket,
     ops::{Deref, DerefMut},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -173,7 +174,16 @@ impl Driven {
 
     /// What is left of builds: jobs, pods and secrets.
     pub fn left_of_builds(&self) -> Vec<String> {
-        let names = self.kubectl(&["get", "jobs,pods,secrets", "-n", &self.builds(), "-l", "epiniod.dev/staging", "-o", "name"]);
+        let names = self.kubectl(&[
+            "get",
+            "jobs,pods,secrets",
+            "-n",
+            &self.builds(),
+            "-l",
+            "epiniod.dev/staging",
+            "-o",
+            "name",
+        ]);
         names.lines().map(str::to_owned).collect()
     }
 
@@ -257,7 +267,12 @@ impl Pushing {
                 return line;
             }
             let late = std::time::Instant::now() >= deadline;
-            assert!(!ended && !late, "pushing {} did not say '{wanted}' within {within:?}:\n{}", self.name, self.said());
+            assert!(
+                !ended && !late,
+                "pushing {} did not say '{wanted}' within {within:?}:\n{}",
+                self.name,
+                self.said()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -314,8 +329,14 @@ fn start_cleaner(cluster: &Cluster, system: &str) -> Child {
         "$@" delete service -n "$SYSTEM" epiniod-registry --ignore-not-found >/dev/null 2>&1
         exec "$@" delete namespace --wait=false --ignore-not-found workspace "$SYSTEM" "$SYSTEM-builds" >/dev/null 2>&1"#;
     let kubectl = cluster.kubectl();
+    // Not in this process's group: a signal to all of that is not for who cleans up.
     let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", script, "cleaner"]).arg(kubectl.get_program()).args(kubectl.get_args()).env("SYSTEM", system);
+    shell
+        .process_group(0)
+        .args(["-c", script, "cleaner"])
+        .arg(kubectl.get_program())
+        .args(kubectl.get_args())
+        .env("SYSTEM", system);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a shell")
 }
 
