@@ -116,6 +116,9 @@ pub enum Rollout {
 /// The origin of the line that says that a job begins anew.
 pub const JOB_BEGINS: &str = "job";
 
+/// The origin of lines of a detection that runs before a job that goes on by itself, and is not part of it.
+pub const DETECTION: &str = "detect";
+
 /// How long volumes live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Volumes {

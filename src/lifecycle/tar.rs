@@ -80,8 +80,12 @@ pub(super) fn tree(out: &mut Sink<'_>, source: &Path, name: &str) -> io::Result<
 /// Writes entries of the tree at `source`, as if it were at `name`, in the order given: their names are relative to it.
 pub(super) fn entries(out: &mut Sink<'_>, source: &Path, name: &str, entries: &[Vec<u8>]) -> io::Result<()> {
     for entry in entries {
-        let inside = if entry.is_empty() { name.as_bytes().to_vec() } else { [name.as_bytes(), b"/", entry].concat() };
-        one(out, &place(source, entry), &inside)?;
+        if entry.is_empty() {
+            // The folder itself is a volume, whose mode says where it was built and nothing of the application.
+            header(out, name.as_bytes(), 0o755, Owner::Cnb, &Entry::Folder)?;
+        } else {
+            one(out, &place(source, entry), &[name.as_bytes(), b"/", entry].concat())?;
+        }
     }
     end(out)
 }

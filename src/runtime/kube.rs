@@ -134,9 +134,6 @@ impl KubeRuntime {
         let (client, streams) = (connection.calls.clone(), connection.client.clone());
         let version = client.apiserver_version().await.map_err(failed("asking the API server for its version"))?;
         let observed = Observed::start(&client, &settings.namespace).await?;
-        if let Some(daemon) = settings.outside {
-            reach::from_nodes(&client, &settings.namespace, daemon).await?;
-        }
         let (prepared, applied) = (Mutex::default(), Mutex::default());
         let cluster = Arc::new(Cluster { client, streams, settings, blobs, observed, prepared, applied });
         lay_out_builds(&cluster).await?;
@@ -242,11 +239,14 @@ impl Runtime for KubeRuntime {
     }
 }
 
-/// The namespace of builds, and what all of them share.
+/// The namespace of builds, what all of them share, and the nodes' way to the registry.
 async fn lay_out_builds(cluster: &Cluster) -> Result<(), Error> {
     let name = &cluster.settings.builds_namespace;
     if is_prepared(cluster, name) {
         return Ok(());
+    }
+    if let Some(daemon) = cluster.settings.outside {
+        reach::from_nodes(&cluster.client, &cluster.settings.namespace, daemon).await?;
     }
     if let Some(authorities) = &cluster.settings.build_ca {
         make_namespace_if_missing(cluster, name).await?;

@@ -20,7 +20,7 @@ use super::Error;
 use crate::{
     blob::{self, SharedBlobs},
     model::{Digest, Staging, Timestamp},
-    runtime::{JOB_BEGINS, LogLine, LogStream},
+    runtime::{DETECTION, JOB_BEGINS, LogLine, LogStream},
     store::{Key, Objects},
 };
 
@@ -95,14 +95,14 @@ impl StagingLog {
         self.grown.send_modify(|lines| *lines += 1);
     }
 
-    /// How many lines there are of each origin, since a job last began anew.
+    /// How many lines there are of each origin, since a job last began anew; of detections before it, all.
     pub async fn seen(&self) -> BTreeMap<String, usize> {
         let chunks = self.lock().chunks.clone();
         let mut seen = BTreeMap::new();
         let count = |seen: &mut BTreeMap<String, usize>, lines: Vec<LogLine>| {
             for line in lines {
                 if line.origin == JOB_BEGINS {
-                    seen.clear();
+                    seen.retain(|origin, _| origin == DETECTION);
                 } else {
                     *seen.entry(line.origin).or_default() += 1;
                 }

@@ -64,13 +64,24 @@ def say(text):
     with open("/proc/1/fd/1", "w") as log:
         log.write(text + "\n")
 
+METADATA = "Metadata-Version: 2.1\nName: own\nVersion: 1\n"
+WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    os.makedirs(os.path.join(folder, "own-1.dist-info"))
+    for name, text in [("METADATA", METADATA), ("WHEEL", WHEEL)]:
+        with open(os.path.join(folder, "own-1.dist-info", name), "w") as file:
+            file.write(text)
+    return "own-1.dist-info"
+
 def build_wheel(wheels, settings=None, metadata=None):
     CODE
     name = "own-1-py3-none-any.whl"
     with zipfile.ZipFile(os.path.join(wheels, name), "w") as wheel:
         wheel.writestr("own.py", "")
-        wheel.writestr("own-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: own\nVersion: 1\n")
-        wheel.writestr("own-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("own-1.dist-info/RECORD", "own.py,,\nown-1.dist-info/METADATA,,\nown-1.dist-info/WHEEL,,\nown-1.dist-info/RECORD,,\n")
+        wheel.writestr("own-1.dist-info/METADATA", METADATA)
+        wheel.writestr("own-1.dist-info/WHEEL", WHEEL)
+        names = ["own.py", "own-1.dist-info/METADATA", "own-1.dist-info/WHEEL", "own-1.dist-info/RECORD"]
+        wheel.writestr("own-1.dist-info/RECORD", "".join(f"{name},,\n" for name in names))
     return name
 "#;

@@ -7,6 +7,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -21,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 use super::Cluster;
 use crate::{
     model::Timestamp,
-    runtime::{Ended, Error, Job, LogLine, LogSink, LogStream, MAX_REPORT_BYTES, Step, StepImage, StepOutcome},
+    runtime::{
+        DETECTION, Ended, Error, Job, LogLine, LogSink, LogStream, MAX_REPORT_BYTES, Step, StepImage, StepOutcome,
+    },
 };
 
-/// What these steps are called in the log: all of them are for this.
-const ORIGIN: &str = "detect";
 const LINE_BYTES: u64 = 16 << 10;
 
 /// Whether every step of a job is our own code.
@@ -54,9 +55,11 @@ async fn run_below(
 ) -> Result<Vec<StepOutcome>, Error> {
     remove(root).await?;
     let mut outcomes = Vec::new();
+    // A daemon before may have looked at the same source: it finds the same.
+    let output = Output { log, seen: AtomicUsize::new(job.seen.get(DETECTION).copied().unwrap_or_default()) };
     for step in &job.steps {
         prepare(cluster, root, step).await?;
-        let outcome = run_step(root, step, log, cancel).await?;
+        let outcome = run_step(root, step, &output, cancel).await?;
         let ended = outcome.ended;
         outcomes.push(outcome);
         if ended != Ended::Exit(0) {
@@ -98,7 +101,12 @@ async fn prepare(cluster: &Cluster, root: &Path, step: &Step) -> Result<(), Erro
     Ok(())
 }
 
-async fn run_step(root: &Path, step: &Step, log: &LogSink, cancel: &CancellationToken) -> Result<StepOutcome, Error> {
+async fn run_step(
+    root: &Path,
+    step: &Step,
+    output: &Output<'_>,
+    cancel: &CancellationToken,
+) -> Result<StepOutcome, Error> {
     let starting = |source| Error::Io { doing: format!("starting step {}", step.name), source };
     let started = Instant::now();
     let mut child = Command::new("/proc/self/exe")
@@ -115,7 +123,7 @@ async fn run_step(root: &Path, step: &Step, log: &LogSink, cancel: &Cancellation
         .spawn()
         .map_err(starting)?;
     let group = child.id().and_then(|id| i32::try_from(id).ok());
-    let (out, err) = (forward(child.stdout.take(), log), forward(child.stderr.take(), log));
+    let (out, err) = (output.forward(child.stdout.take()), output.forward(child.stderr.take()));
     let ended = tokio::select! {
         (status, ..) = async { tokio::join!(child.wait(), out, err) } => {
             let status = status.map_err(starting)?;
@@ -142,19 +150,31 @@ async fn read_report(path: &Path) -> Option<Vec<u8>> {
     (bytes.len() as u64 <= MAX_REPORT_BYTES).then_some(bytes)
 }
 
-async fn forward(pipe: Option<impl AsyncRead + Unpin>, log: &LogSink) {
-    let Some(pipe) = pipe else { return };
-    let mut reader = BufReader::new(pipe);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+/// Where lines go, but for those that the log has already.
+struct Output<'a> {
+    log: &'a LogSink,
+    seen: AtomicUsize,
+}
+
+impl Output<'_> {
+    async fn forward(&self, pipe: Option<impl AsyncRead + Unpin>) {
+        let Some(pipe) = pipe else { return };
+        let mut reader = BufReader::new(pipe);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let skipped = self.seen.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |seen| seen.checked_sub(1));
+            if skipped.is_err() {
+                let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+                let line =
+                    LogLine { origin: DETECTION.to_owned(), stream: LogStream::Stdout, at: Timestamp::now(), text };
+                let _ = self.log.send(line).await;
+            }
         }
-        let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
-        let line = LogLine { origin: ORIGIN.to_owned(), stream: LogStream::Stdout, at: Timestamp::now(), text };
-        let _ = log.send(line).await;
     }
 }
 

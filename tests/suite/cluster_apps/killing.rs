@@ -60,8 +60,11 @@ fn killed_push_ends(driven: &mut Turn, source: &PathBuf, round: usize, after: &s
         log.lines().filter_map(|line| line.split("number ").nth(1)?.trim().parse().ok()).collect();
     let wanted: Vec<usize> = (0..LINES).collect();
     assert_eq!(numbers, wanted, "round {round}: the log of staging {staging} has a gap or a line twice:\n{log}");
-    let begins = log.lines().filter(|line| line.contains("===> BUILDING")).count();
-    assert_eq!(begins, 1, "round {round}: the build was begun once:\n{log}");
+    // Once before the job, as it tells what the job is made of, and once in it.
+    for (part, times) in [("===> DETECTING", 2), ("===> BUILDING", 1), (" is made", 1)] {
+        let found = log.lines().filter(|line| line.contains(part)).count();
+        assert_eq!(found, times, "round {round}: '{part}' in the log of staging {staging}:\n{log}");
+    }
 }
 
 fn ends_well(driven: &Driven, staging: &str) {

@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::UdpSocket,
     ops::{Deref, DerefMut},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -328,8 +329,14 @@ fn start_cleaner(cluster: &Cluster, system: &str) -> Child {
         "$@" delete service -n "$SYSTEM" epiniod-registry --ignore-not-found >/dev/null 2>&1
         exec "$@" delete namespace --wait=false --ignore-not-found workspace "$SYSTEM" "$SYSTEM-builds" >/dev/null 2>&1"#;
     let kubectl = cluster.kubectl();
+    // Not in this process's group: a signal to all of that is not for who cleans up.
     let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", script, "cleaner"]).arg(kubectl.get_program()).args(kubectl.get_args()).env("SYSTEM", system);
+    shell
+        .process_group(0)
+        .args(["-c", script, "cleaner"])
+        .arg(kubectl.get_program())
+        .args(kubectl.get_args())
+        .env("SYSTEM", system);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a shell")
 }
 
