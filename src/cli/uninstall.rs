@@ -19,7 +19,7 @@ pub struct Uninstall {
     #[command(flatten)]
     cluster: InCluster,
     /// Namespace of the daemon
-    #[arg(long, env = "EPINIOD_NAMESPACE", value_name = "NAME", default_value = NAMESPACE)]
+    #[arg(long, env = "EPINIOD_SYSTEM_NAMESPACE", value_name = "NAME", default_value = NAMESPACE)]
     namespace: String,
     /// Delete the applications as well, with their namespaces
     #[arg(long)]

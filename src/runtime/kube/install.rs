@@ -37,7 +37,7 @@ pub use self::{
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Wishes {
     /// Namespace of the daemon; builds run in NAME-builds
-    #[arg(long, env = "EPINIOD_NAMESPACE", value_name = "NAME", default_value = NAMESPACE)]
+    #[arg(long, env = "EPINIOD_SYSTEM_NAMESPACE", value_name = "NAME", default_value = NAMESPACE)]
     pub namespace: String,
     /// Image of the daemon, from a registry that the nodes reach [default: localhost/epiniod:VERSION, imported into each node]
     #[arg(long, value_name = "REFERENCE")]

@@ -90,7 +90,7 @@ impl Driven {
             ("EPINIOD_CONFIG", file("config.toml")),
             ("EPINIOD_ADVERTISE", address),
             ("EPINIOD_REGISTRY_LISTEN", registry.clone()),
-            ("EPINIOD_NAMESPACE", system.clone()),
+            ("EPINIOD_SYSTEM_NAMESPACE", system.clone()),
             ("EPINIOD_LOG", "info,kube_client=warn".to_owned()),
         ];
         let cleaner = start_cleaner(cluster, &system);

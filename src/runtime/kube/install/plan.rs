@@ -307,7 +307,7 @@ fn data_volume(installation: &Installation) -> Value {
 pub(super) const BUILD_CA: &str = "ca.crt";
 pub(super) const BUCKET_CA: &str = "s3.crt";
 /// What has to be defined in the cluster before anything of ours can be there; the manifests of other rooms.
-const DEFINITIONS: [&str; 0] = [];
+const DEFINITIONS: [&str; 1] = [include_str!("../../../../embedded/kubernetes/crd.yaml")];
 const NAMESPACES: &str = include_str!("../../../../embedded/kubernetes/namespaces.yaml");
 const PERMISSIONS: &str = include_str!("../../../../embedded/kubernetes/permissions.yaml");
 const NETWORK: &str = include_str!("../../../../embedded/kubernetes/network.yaml");
@@ -382,12 +382,10 @@ mod tests {
                 let read: Value = serde_yaml_ng::from_str(&manifest.text).unwrap();
                 assert_eq!(read, manifest.object, "{}", manifest.text);
                 assert!(!manifest.text.contains("${"), "{}", manifest.text);
-                assert_eq!(
-                    manifest.object["metadata"]["labels"][super::super::SYSTEM],
-                    "epiniod",
-                    "{}",
-                    manifest.title()
-                );
+                // What applications are is defined once, for all daemons of a cluster.
+                let is_shared = manifest.kind() == "CustomResourceDefinition";
+                let system = &manifest.object["metadata"]["labels"][super::super::SYSTEM];
+                assert_eq!(system == "epiniod", !is_shared, "{}", manifest.title());
             }
         }
     }

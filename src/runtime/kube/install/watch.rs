@@ -142,7 +142,7 @@ impl Waiting<'_> {
         if let Some(warning) = self.warning(&pod.name_any()).await {
             let is_old = *self.first.get_or_insert(warning.at) == warning.at;
             return match is_old {
-                true => State::Going(format!("it is tried again: {}", warning.text)),
+                true => State::Going(format!("{}; waiting for the next try", warning.text)),
                 false => State::Stuck { next: self.next(&warning.text), cause: warning.text, patience: PATIENCE },
             };
         }
