@@ -50,8 +50,11 @@ impl Inventory {
 pub async fn inventory(cluster: &Connection, namespace: &str) -> Result<Inventory, Error> {
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     let doing = "looking for what belongs to the installation";
-    let ours = ListParams::default().labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER));
-    let ours = namespaces.list(&ours).await.map_err(failed(doing))?.items;
+    let ours = namespaces
+        .list(&ListParams::default().labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER)))
+        .await
+        .map_err(failed(doing))?
+        .items;
     let system = |found: &Namespace| found.labels().get(SYSTEM).cloned();
     let own = [namespace.to_owned(), format!("{namespace}-builds"), format!("{namespace}-ingress")];
     let (mut inventory, mut unclaimed) =
