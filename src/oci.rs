@@ -20,3 +20,11 @@ pub use manifest::{
     MEDIA_TYPE_MANIFEST, Manifest, RootFs, architecture,
 };
 pub use unpack::{Ownership, Unpacked, read_layer_file, unpack_layer};
+
+/// What the build of this program compressed and put into it.
+pub fn expand(compressed: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut decoder = flate2::read::GzDecoder::new(compressed);
+    std::io::Read::read_to_end(&mut decoder, &mut bytes).expect("the build compressed it");
+    bytes
+}

@@ -60,7 +60,6 @@ use super::{
 };
 use crate::{
     blob::SharedBlobs,
-    launcher,
     model::{AppName, Digest, ImageName, Namespace, ReleaseId, Route},
 };
 
@@ -248,7 +247,7 @@ impl Host {
         };
         let connection = if root { Connection::open(&identity)? } else { Connection::Host };
         let monitor = data_dir.join("run").join(format!("monitor-{}", &Digest::of(MONITOR).hex()[..16]));
-        install(&monitor, || launcher::expand(MONITOR)).map_err(io("writing the monitor to"))?;
+        install(&monitor, || crate::oci::expand(MONITOR)).map_err(io("writing the monitor to"))?;
         let images = Images::open(data_dir.join("layers"), blobs, ownership).map_err(io("opening the layers of"))?;
         Ok(Self {
             own_binary,
