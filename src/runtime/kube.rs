@@ -77,8 +77,11 @@ pub struct Settings {
     /// The class of the ingresses; none where the daemon's own edge routes.
     pub ingress_class: Option<String>,
     /// The credential that the kubelet pulls the images of a namespace with: name and password.
-    pub pull_credential: Arc<dyn Fn(&str) -> (String, String) + Send + Sync>,
+    pub pull_credential: Arc<PullCredential>,
 }
+
+/// Gives name and password for a namespace.
+pub type PullCredential = dyn Fn(&str) -> (String, String) + Send + Sync;
 
 /// The runtime of a cluster.
 pub struct KubeRuntime {

@@ -137,7 +137,7 @@ fn container(settings: &Settings, step: &Step, tool: Tool, (user, group): (u32, 
     }
     if step.trust == Trust::BuildCa && settings.build_ca.is_some() {
         let bundle = |path: &&str| json!({ "name": "trust", "mountPath": path, "subPath": "ca.crt", "readOnly": true });
-        mounts.extend(TRUST_BUNDLES.iter().map(|path| bundle(path)));
+        mounts.extend(TRUST_BUNDLES.iter().map(bundle));
     }
     json!({
         "name": step.name,

@@ -61,7 +61,7 @@ fn killed_push_ends(driven: &mut Turn, source: &PathBuf, round: usize, after: &s
     let wanted: Vec<usize> = (0..LINES).collect();
     assert_eq!(numbers, wanted, "round {round}: the log of staging {staging} has a gap or a line twice:\n{log}");
     // Once before the job, as it tells what the job is made of, and once in it.
-    for (part, times) in [("===> DETECTING", 2), ("===> BUILDING", 1), (" is made", 1)] {
+    for (part, times) in [("===> DETECTING", 2), ("===> BUILDING", 1), ("===> EXPORTING", 1)] {
         let found = log.lines().filter(|line| line.contains(part)).count();
         assert_eq!(found, times, "round {round}: '{part}' in the log of staging {staging}:\n{log}");
     }
