@@ -74,6 +74,11 @@ impl StagingLog {
         loop {
             tokio::select! {
                 line = lines.recv() => match line {
+                    // What is counted later is counted from this line on, so it is never missing.
+                    Some(line) if line.origin == JOB_BEGINS => {
+                        self.push(line);
+                        self.save().await;
+                    }
                     Some(line) => self.push(line),
                     None => return self.save().await,
                 },

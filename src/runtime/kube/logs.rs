@@ -44,7 +44,7 @@ pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: u
             container: Some(container.to_owned()),
             follow: true,
             timestamps: true,
-            since_time: last,
+            since_time: last.map(second_of),
             ..LogParams::default()
         };
         match pods.log_stream(pod, &params).await {
@@ -143,6 +143,11 @@ async fn feed(cluster: &Arc<Cluster>, namespace: &Namespace, app: &AppName, quer
 
 type At = jiff::Timestamp;
 
+/// What may be asked for is whole seconds, and the client would round up: lines would be missing.
+fn second_of(at: At) -> At {
+    At::from_second(at.as_second()).unwrap_or(at)
+}
+
 /// What a pod wrote so far.
 async fn past(pods: &Api<Pod>, pod: &Pod, tail: usize) -> Vec<(At, LogLine)> {
     let name = pod.name_any();
@@ -170,7 +175,8 @@ fn follow(
         let mut last = since;
         // A container that is started again has a new stream; a pod that is gone has none.
         while let Some(pod) = cluster.observed.pod(pods.namespace(), &name) {
-            let params = LogParams { follow: true, timestamps: true, since_time: last, ..LogParams::default() };
+            let since_time = last.map(second_of);
+            let params = LogParams { follow: true, timestamps: true, since_time, ..LogParams::default() };
             if let Ok(output) = pods.log_stream(&name, &params).await {
                 let mut lines = Lines::new(output, &origin(&pod));
                 while let Some((at, line)) = lines.next().await {

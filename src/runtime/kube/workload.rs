@@ -43,6 +43,8 @@ const GRACE: u64 = 10;
 const START: u64 = 120;
 /// The container of an instance.
 pub(super) const CONTAINER: &str = "app";
+/// How long the cluster may take to see that a deployment was changed.
+const NOTICING: Duration = Duration::from_secs(10);
 /// What a pod that is told to go may take beyond its grace.
 const GOING: Duration = Duration::from_secs(60);
 
@@ -112,7 +114,8 @@ pub(super) async fn remove(cluster: &Cluster, id: &ReleaseId, grace: Duration) -
                 // Replaced, not merged: what only the failed release has must not stay.
                 let undo = Patch::Merge(json!({ "spec": { "template": template } }));
                 let merge = PatchParams::default();
-                call(&doing, || deployments.patch(app, &merge, &undo)).await?;
+                let undone = call(&doing, || deployments.patch(app, &merge, &undo)).await?;
+                throw_away(cluster, id, undone.metadata.generation).await?;
             }
             None => {
                 let (foreground, at_once) = (DeleteParams::foreground(), DeleteParams::default());
@@ -128,6 +131,32 @@ pub(super) async fn remove(cluster: &Cluster, id: &ReleaseId, grace: Duration) -
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
     let (name, at_once) = (names::environment(id), DeleteParams::default());
     call_unless_missing(&doing, || secrets.delete(&name, &at_once)).await
+}
+
+/// Deletes the replica sets of a release that was undone. The deployment alone would keep its pods for as long as those of
+/// the release before are not available either.
+async fn throw_away(cluster: &Cluster, id: &ReleaseId, undone: Option<i64>) -> Result<(), Error> {
+    let until = Instant::now() + NOTICING;
+    let mut changes = cluster.observed.changes();
+    // A controller that has not seen yet that it was undone would make them again.
+    let noticed = || {
+        let deployment = cluster.observed.deployment(&id.namespace, &id.app);
+        deployment.and_then(|there| there.status.as_ref()?.observed_generation) >= undone
+    };
+    while !noticed() && Instant::now() < until {
+        let _ = tokio::time::timeout(Duration::from_millis(500), changes.changed()).await;
+    }
+    let doing = format!("stopping release {id}");
+    let sets: Api<ReplicaSet> = Api::namespaced(cluster.client.clone(), id.namespace.as_str());
+    let of_release = format!("{}={},{}={}", names::APP, id.app, names::RELEASE, id.number);
+    let of_release = names::ours_with(&cluster.settings.namespace, &of_release);
+    let of_release = ListParams::default().labels(&of_release);
+    let background = DeleteParams::background();
+    for set in call(&doing, || sets.list_metadata(&of_release)).await?.items {
+        let name = set.name_any();
+        call_unless_missing(&doing, || sets.delete(&name, &background)).await?;
+    }
+    Ok(())
 }
 
 /// The pod template of the newest other release that still has pods.

@@ -1,6 +1,6 @@
 //! A daemon that is killed at any moment of a push: the cluster goes on, and the next daemon ends what was begun.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use super::python;
 use crate::support::{Driven, Turn, driven, sources, wait_until};
@@ -45,7 +45,7 @@ fn edit(source: &PathBuf, text: &str) {
     python(source, text, &BUILD.replace("LINES", &LINES.to_string()));
 }
 
-fn killed_push_ends(driven: &mut Turn, source: &PathBuf, round: usize, after: &str, delay: Duration) {
+fn killed_push_ends(driven: &mut Turn, source: &Path, round: usize, after: &str, delay: Duration) {
     let mut push = driven.begin_push("numbers", source, &[]);
     let staging = push.staging();
     push.until(after, Duration::from_secs(90));
@@ -61,7 +61,7 @@ fn killed_push_ends(driven: &mut Turn, source: &PathBuf, round: usize, after: &s
     let wanted: Vec<usize> = (0..LINES).collect();
     assert_eq!(numbers, wanted, "round {round}: the log of staging {staging} has a gap or a line twice:\n{log}");
     // Once before the job, as it tells what the job is made of, and once in it.
-    for (part, times) in [("===> DETECTING", 2), ("===> BUILDING", 1), (" is made", 1)] {
+    for (part, times) in [("===> DETECTING", 2), ("===> BUILDING", 1), ("===> EXPORTING", 1)] {
         let found = log.lines().filter(|line| line.contains(part)).count();
         assert_eq!(found, times, "round {round}: '{part}' in the log of staging {staging}:\n{log}");
     }
