@@ -39,7 +39,7 @@ fn a_daemon_that_is_killed_loses_no_line_and_leaves_nothing_in_the_cluster() {
     driven.daemon.run(["apps", "delete", "numbers"]);
 }
 
-fn edit(source: &PathBuf, text: &str) {
+fn edit(source: &Path, text: &str) {
     let _ = fs::remove_dir_all(source);
     fs::create_dir_all(source).expect("a folder");
     python(source, text, &BUILD.replace("LINES", &LINES.to_string()));
