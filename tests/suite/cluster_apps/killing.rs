@@ -1,6 +1,6 @@
 //! A daemon that is killed at any moment of a push: the cluster goes on, and the next daemon ends what was begun.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use super::python;
 use crate::support::{Driven, Turn, driven, sources, wait_until};
@@ -39,13 +39,13 @@ fn a_daemon_that_is_killed_loses_no_line_and_leaves_nothing_in_the_cluster() {
     driven.daemon.run(["apps", "delete", "numbers"]);
 }
 
-fn edit(source: &PathBuf, text: &str) {
+fn edit(source: &Path, text: &str) {
     let _ = fs::remove_dir_all(source);
     fs::create_dir_all(source).expect("a folder");
     python(source, text, &BUILD.replace("LINES", &LINES.to_string()));
 }
 
-fn killed_push_ends(driven: &mut Turn, source: &PathBuf, round: usize, after: &str, delay: Duration) {
+fn killed_push_ends(driven: &mut Turn, source: &Path, round: usize, after: &str, delay: Duration) {
     let mut push = driven.begin_push("numbers", source, &[]);
     let staging = push.staging();
     push.until(after, Duration::from_secs(90));

@@ -106,7 +106,7 @@ impl Driven {
 
     fn make_usual(&mut self) {
         let kubeconfig = fs::read_to_string(&self.cluster.kubeconfig).expect("a readable kubeconfig");
-        if self.is_killed() || self.read("config.toml") != "" || self.read("kubeconfig") != kubeconfig {
+        if self.is_killed() || !self.read("config.toml").is_empty() || self.read("kubeconfig") != kubeconfig {
             self.restart_with("", &kubeconfig);
         }
     }
