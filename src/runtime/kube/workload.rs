@@ -129,8 +129,24 @@ pub(super) async fn remove(cluster: &Cluster, id: &ReleaseId, grace: Duration) -
     }
     wait_until_gone(cluster, id, grace).await?;
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
-    let (name, at_once) = (names::environment(id), DeleteParams::default());
-    call_unless_missing(&doing, || secrets.delete(&name, &at_once)).await
+    let of_app =
+        ListParams::default().labels(&format!("{},{}={},{}", names::ours(), names::APP, id.app, names::RELEASE));
+    let at_once = DeleteParams::default();
+    for secret in call(&doing, || secrets.list_metadata(&of_app)).await?.items {
+        let name = secret.name_any();
+        if observe::release_of(&secret).is_some_and(|release| release == *id || is_over(cluster, &release, id)) {
+            call_unless_missing(&doing, || secrets.delete(&name, &at_once)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether only the environment is left of a release that is older than the one which goes: a daemon was killed then.
+fn is_over(cluster: &Cluster, release: &ReleaseId, going: &ReleaseId) -> bool {
+    let deployment = cluster.observed.deployment(&release.namespace, &release.app);
+    release.number < going.number
+        && deployment.is_none_or(|there| observe::current(&there).as_ref() != Some(release))
+        && cluster.observed.pods_of_release(release).is_empty()
 }
 
 /// Deletes the replica sets of a release that was undone. The deployment alone would keep its pods for as long as those of

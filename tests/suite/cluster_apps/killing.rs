@@ -37,6 +37,8 @@ fn a_daemon_that_is_killed_loses_no_line_and_leaves_nothing_in_the_cluster() {
     }
     driven.wait_until_builds_are_gone();
     driven.daemon.run(["apps", "delete", "numbers"]);
+    let left = ["get", "all,secrets", "-n", "workspace", "-l", "epiniod.dev/app=numbers", "-o", "name"];
+    wait_until("nothing of the application is left", Duration::from_secs(60), || driven.kubectl(&left).is_empty());
 }
 
 fn edit(source: &Path, text: &str) {
