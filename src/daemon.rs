@@ -42,6 +42,8 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let house = House::build(&config, api_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
 
+    // Before anybody is answered: whoever sees that it serves may stop it by this file.
+    let run_file = RunFile::write(&config.data_dir, api_address, registry_address, mode).map_err(Error::RunFile)?;
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
     tasks.spawn(Arc::clone(&house.apps).run(stop.clone()));
@@ -52,7 +54,6 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
         tasks.spawn(reports.run(stop.clone()));
     }
     tasks.close();
-    let run_file = RunFile::write(&config.data_dir, api_address, registry_address, mode).map_err(Error::RunFile)?;
     tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");
 
     let applications = tokio::select! {
