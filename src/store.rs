@@ -18,10 +18,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use disk::DiskStore;
-pub use kube::{
-    Announcement, AppStatus, Cluster, Election, KubeConfig, KubeStore, Leadership, Severity, Terms, connect,
-    definition, install_definition, rights,
-};
 pub use object::{Event, Key, Kind, Object, Page, Slice};
 pub use resource::{Objects, Resource, Stored};
 

@@ -36,7 +36,7 @@ pub use lease::{Election, Leadership, Terms};
 pub use status::{Announcement, AppStatus, Severity};
 
 use self::{
-    call::{Failure, call},
+    call::{Failure, call, list},
     encoding::Found,
     environment::Environments,
     pages::Rests,
@@ -62,8 +62,6 @@ pub struct KubeStore {
     announcer: Announcer,
 }
 
-/// Objects that are asked for at once.
-const PAGE: u32 = 500;
 /// Between reading an application and reading its environment both may have changed; not for ever.
 const READS: usize = 10;
 /// Between the writing of an environment and of the application that names it there is less.
@@ -132,28 +130,12 @@ impl KubeStore {
 
     async fn list_found(&self, kind: Kind, namespace: Option<&str>) -> Result<Vec<Found>, Error> {
         let api = self.places.api_of_all(kind, namespace);
-        let mut params = ListParams::default().labels(&self.places.selector(kind.as_str(), namespace)).limit(PAGE);
-        let mut all = Vec::new();
-        loop {
-            let page = match call(|| api.list(&params)).await {
-                Ok(page) => page,
-                Err(failure) if failure.is_expired() && params.continue_token.is_some() => {
-                    params.continue_token = None;
-                    all.clear();
-                    continue;
-                }
-                Err(failure) => return Err(failure.into_error(format!("listing {}s", kind.as_str()))),
-            };
-            for found in &page.items {
-                if self.places.is_ours(kind, found) && !is_going(kind, found) {
-                    all.push(encoding::read(kind, found)?);
-                }
-            }
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
-            if params.continue_token.is_none() {
-                return Ok(all);
-            }
-        }
+        let selector = self.places.selector(kind.as_str(), namespace);
+        let read = |found: DynamicObject| match self.places.is_ours(kind, &found) && !is_going(kind, &found) {
+            true => encoding::read(kind, &found).map(Some),
+            false => Ok(None),
+        };
+        list(&api, &selector, &format!("listing {}s", kind.as_str()), read).await
     }
 }
 

@@ -10,7 +10,8 @@ use std::{sync::Arc, time::Duration};
 use epiniod::{
     model::{App, AppName, Namespace},
     store::{
-        Announcement, AppStatus, Error, Event, Key, Kind, Object, Objects, Page, Severity, SharedStore, Store as _,
+        Error, Event, Key, Kind, Object, Objects, Page, SharedStore, Store as _,
+        kube::{Announcement, AppStatus, Severity},
     },
 };
 use serde_json::json;
@@ -212,8 +213,9 @@ async fn the_rights_that_the_manifest_grants_are_enough() {
     for name in &namespaces {
         objects.delete(&Key::namespace(&name.parse().unwrap())).await.unwrap();
     }
-    let cluster = epiniod::store::connect(Some(who.path())).await.unwrap();
-    let election = epiniod::store::Election::new(&cluster, &place.system, "daemon", epiniod::store::Terms::default());
+    let cluster = epiniod::store::kube::connect(Some(who.path())).await.unwrap();
+    let election =
+        epiniod::store::kube::Election::new(&cluster, &place.system, "daemon", epiniod::store::kube::Terms::default());
     within("it leads", election.win()).await.unwrap().release().await;
 }
 

@@ -5,7 +5,11 @@
 
 use std::{error::Error as StdError, future::Future, time::Duration};
 
-use kube::core::Status;
+use kube::{
+    Api,
+    api::{DynamicObject, ListParams},
+    core::Status,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::store::Error;
@@ -50,6 +54,35 @@ where
         tracing::debug!(?cause, "the API server did not answer; the request is sent again");
         repeated = true;
         sleep(pause).await;
+    }
+}
+
+/// What is read of all objects with these labels, page by page; from the first again when the list became too old meanwhile.
+pub(super) async fn list<T>(
+    api: &Api<DynamicObject>,
+    labels: &str,
+    doing: &str,
+    read: impl Fn(DynamicObject) -> Result<Option<T>, Error>,
+) -> Result<Vec<T>, Error> {
+    let mut params = ListParams::default().labels(labels).limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = match call(|| api.list(&params)).await {
+            Ok(page) => page,
+            Err(failure) if failure.is_expired() && params.continue_token.is_some() => {
+                params.continue_token = None;
+                all.clear();
+                continue;
+            }
+            Err(failure) => return Err(failure.into_error(doing)),
+        };
+        for found in page.items {
+            all.extend(read(found)?);
+        }
+        params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+        if params.continue_token.is_none() {
+            return Ok(all);
+        }
     }
 }
 
@@ -196,6 +229,8 @@ fn retry_after(error: &kube::Error) -> Duration {
     Duration::from_secs(seconds.into()).min(LONGEST_PAUSE)
 }
 
+/// Objects that are asked for at once.
+pub(super) const PAGE: u32 = 500;
 const ANSWER: Duration = Duration::from_secs(30);
 const GIVE_UP: Duration = Duration::from_secs(90);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

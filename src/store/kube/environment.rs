@@ -17,8 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    PAGE,
-    call::call,
+    call::{PAGE, call, list},
     encoding::{self, Found},
     places::{Form, Places},
 };
@@ -118,25 +117,7 @@ impl Environments {
     }
 
     async fn secrets(&self, namespace: Option<&str>) -> Result<Vec<DynamicObject>, Error> {
-        let api = self.api();
-        let mut params = ListParams::default().labels(&self.places.selector(KIND, namespace)).limit(PAGE);
-        let mut all = Vec::new();
-        loop {
-            let page = match call(|| api.list(&params)).await {
-                Ok(page) => page,
-                Err(failure) if failure.is_expired() && params.continue_token.is_some() => {
-                    params.continue_token = None;
-                    all.clear();
-                    continue;
-                }
-                Err(failure) => return Err(failure.into_error("listing environments")),
-            };
-            all.extend(page.items);
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
-            if params.continue_token.is_none() {
-                return Ok(all);
-            }
-        }
+        list(&self.api(), &self.places.selector(KIND, namespace), "listing environments", |found| Ok(Some(found))).await
     }
 
     /// Deletes a Secret that no application names any more. What stays after a failure is in nobody's way.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use epiniod::store::connect;
+use epiniod::store::kube::connect;
 use serde_json::json;
 
 use super::place::{Place, file};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use epiniod::store::{Election, Leadership, Terms};
+use epiniod::store::kube::{Election, Leadership, Terms};
 
 use super::{
     outages::{Line, Way},
@@ -58,7 +58,7 @@ async fn a_leader_that_is_cut_off_stops_before_another_begins() {
     let Some(place) = Place::make("a leader that is cut off").await else { return };
     let line = Line::to(&place.server()).await;
     let kubeconfig = place.kubeconfig_by(line.address);
-    let cluster = epiniod::store::connect(Some(kubeconfig.path())).await.unwrap();
+    let cluster = epiniod::store::kube::connect(Some(kubeconfig.path())).await.unwrap();
     let cut_off = within("it leads", Election::new(&cluster, &place.system, "cut-off", TERMS).win()).await.unwrap();
     let other = contend(&place, "other").await;
     tokio::time::sleep(TERMS.retry * 3).await;

@@ -8,7 +8,8 @@ use std::{
 };
 
 use epiniod::store::{
-    Cluster, Error, Key, Kind, KubeConfig, KubeStore, Object, SharedStore, connect, install_definition, rights,
+    Error, Key, Kind, Object, SharedStore,
+    kube::{Cluster, KubeConfig, KubeStore, connect, install_definition, rights},
 };
 use serde_json::json;
 
