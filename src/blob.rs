@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use disk::DiskBlobs;
-pub use s3::{Claim, KeySource, Keys, S3Blobs, S3Settings};
+pub use s3::{Claim, KeySource, Keys, S3Blobs, S3Settings, random_name};
 
 use crate::model::{Digest, Timestamp};
 

@@ -301,7 +301,8 @@ fn digest_of(key: &str, prefix: &str) -> Option<Digest> {
     Digest::from_hex(key.strip_prefix(prefix)?.split_once('/')?.1).ok()
 }
 
-fn random_name() -> String {
+/// A name that nobody else has.
+pub fn random_name() -> String {
     use ring::rand::SecureRandom as _;
     let mut bytes = [0; 16];
     ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::{
-    blob::{Claim, DiskBlobs, S3Blobs, S3Settings, SharedBlobs},
+    blob::{Claim, DiskBlobs, S3Blobs, S3Settings, SharedBlobs, random_name},
     config::Config,
     store::{self, Key, Kind, Objects, Resource, Stored},
 };
@@ -116,11 +116,4 @@ fn has_files(dir: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-fn random_name() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

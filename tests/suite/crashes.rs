@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Daemon, copy, get, sample, wait_until, write};
+use crate::support::{Daemon, SplitMix, copy, get, sample, wait_until, write};
 
 /// Kills, in each of the four moments.
 const ROUNDS: usize = 6;
@@ -239,17 +239,4 @@ fn leftovers(data: &Path) -> Vec<String> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned());
     left.extend(interfaces.filter(|name| name.contains(short)).map(|name| format!("interface {name}")));
     left
-}
-
-/// Random numbers that are the same for the same seed.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
 }

@@ -14,12 +14,14 @@ pub mod cluster;
 mod daemon;
 mod driven;
 mod http;
+mod random;
 
 pub use bucket::{ACCESS, Bucket, Proxy, SECRET, files, keys, open};
 pub use cluster::cluster;
 pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
 pub use driven::{Driven, Turn, driven, sources};
 pub use http::{get, request};
+pub use random::SplitMix;
 
 /// Waits for something that has to become true.
 pub fn wait_until(what: &str, within: Duration, mut is_true: impl FnMut() -> bool) {

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use super::python;
-use crate::support::{Driven, Turn, driven, sources, wait_until};
+use crate::support::{Driven, SplitMix, Turn, driven, sources, wait_until};
 
 /// Kills; `EPINIOD_TEST_CLUSTER_KILLS` sets another number.
 const KILLS: usize = 4;
@@ -79,17 +79,4 @@ fn ends_well(driven: &Driven, staging: &str) {
         let text = app.to_string();
         text.contains(&format!("\"stage_id\":\"{staging}\"")) && driven.ask("numbers").contains("text-")
     });
-}
-
-/// Random numbers that are the same for the same seed.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
 }
