@@ -5,7 +5,7 @@
 //! the Kubernetes API can be a backend. An object holds at most [`MAX_OBJECT_BYTES`].
 //!
 //! [`Store`] is what a backend implements; the rest of the product uses [`Objects`], which knows
-//! types. One machine has a [`DiskStore`], a cluster a [`KubeStore`].
+//! types. One machine has a [`DiskStore`], a cluster a [`kube::KubeStore`].
 
 mod disk;
 mod journal;
