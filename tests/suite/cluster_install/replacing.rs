@@ -71,7 +71,7 @@ fn interrupted_push_ends(place: &Place, source: &Path, round: usize, after: &str
     // The moment is what is tested.
     std::thread::sleep(delay);
     // With grace, and without.
-    let force: &[&str] = if round % 2 == 0 { &[] } else { &["--force", "--grace-period=0"] };
+    let force: &[&str] = if round.is_multiple_of(2) { &[] } else { &["--force", "--grace-period=0"] };
     place.kubectl(&[&["delete", "pod", "-n", "epiniod", "--wait=false", before.trim()], force].concat());
     let (succeeded, said) = push.end();
     let daemon = || place.kubectl(&["logs", "-n", "epiniod", "deployment/epiniod", "--tail=50"]);
