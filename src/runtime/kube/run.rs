@@ -38,7 +38,7 @@ use crate::{
 
 /// How long a job waits for what may come by itself (a node, a quota, an image) before it is given up.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// An image that the registry does not have will not come.
+/// An image that the registry does not have will not come. One that is away may come back.
 const PULL_PATIENCE: Duration = Duration::from_secs(15);
 /// How often a job without news is looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -288,7 +288,8 @@ impl Following<'_> {
             self.told = Some(cause.clone());
             say(self.log, ORIGIN, format!("waiting: {cause}")).await;
         }
-        let patience = if cause.contains("cannot be pulled") { PULL_PATIENCE } else { PATIENCE };
+        let is_missing = cause.contains("cannot be pulled") && cause.contains("not found");
+        let patience = if is_missing { PULL_PATIENCE } else { PATIENCE };
         if since.elapsed() >= patience {
             return Err(self.lost(&cause));
         }
