@@ -80,6 +80,7 @@ fn interrupted_push_ends(place: &Place, source: &Path, round: usize, after: &str
         let now = pod(place);
         !now.is_empty() && now != before
     });
+    wait_until("the next daemon answers", Duration::from_secs(60), || place.epiniod(&["info"]).status.success());
     let heard: Vec<&str> = said.lines().filter_map(|line| line.trim().strip_prefix("number ")).collect();
     let wanted: Vec<String> = (0..LINES).map(|number| number.to_string()).collect();
     assert_eq!(heard, wanted, "round {round}: what the client was told has a gap or a line twice:\n{said}");
