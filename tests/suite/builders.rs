@@ -1,6 +1,6 @@
 //! Builders of others: images with buildpacks from registries and OCI layouts, and what is built on their run images.
 
-mod house;
+pub mod house;
 
 use std::{fs, path::Path};
 
@@ -18,7 +18,7 @@ fn daemon_and_base() -> (Daemon, Image) {
 }
 
 /// An application that no embedded buildpack takes.
-fn application(dir: &Path) {
+pub fn application(dir: &Path) {
     fs::create_dir_all(dir).unwrap();
     write(dir, "page.txt", "the first page");
     fs::copy(sample("procfile").join("serve.sh"), dir.join("serve.sh")).unwrap();
