@@ -4,7 +4,7 @@ use super::images::image;
 use crate::{
     builders::{
         application,
-        house::{GID, Image, UID, Upstream, builder, run_image},
+        house::{GID, Image, STAFF, UID, Upstream, WEB, builder, run_image, run_image_of_web},
     },
     support::{Daemon, driven, sample, sources, write},
 };
@@ -18,8 +18,8 @@ fn a_builder_of_others_builds_in_a_job_what_it_builds_on_one_machine() {
     let upstream = Upstream::start();
     upstream.let_read(&local);
     upstream.let_read(&driven.daemon);
-    let run_name = upstream.name("test/run:1");
-    upstream.push(&run_image(&base, "the run image"), "test/run", "1");
+    let run_name = upstream.name("epiniod/run:1");
+    upstream.push(&run_image(&base, "the run image"), "epiniod/run", "1");
     upstream.push(&builder(&base, &run_name), "test/builder", "1");
     let name = upstream.name("test/builder:1");
     let source = sources(&driven, "built");
@@ -48,6 +48,11 @@ fn a_builder_of_others_builds_in_a_job_what_it_builds_on_one_machine() {
     let said = driven.daemon.output(["apps", "restage", "built"]);
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.contains("builder and run image are the same"), "{said}");
+
+    // A kubelet does not look a name up, and refuses what may be root.
+    upstream.push(&run_image_of_web(&base, "another"), "epiniod/run", "1");
+    push(&[]);
+    driven.wait_until_answers("built", &format!("the second page as {WEB}:{STAFF} on another with "));
     driven.wait_until_builds_are_gone();
     driven.daemon.run(["apps", "delete", "built"]);
 }
