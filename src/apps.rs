@@ -142,12 +142,18 @@ impl Apps {
         Ok(AppStatus { release, instances, failure: app.failure.clone() })
     }
 
-    /// Is there a release of this staging, in whatever state?
-    pub async fn was_deployed(&self, namespace: &Namespace, name: &AppName, staging: &StageId) -> Result<bool, Error> {
+    /// The newest release of this staging, in whatever state.
+    pub async fn release_of(
+        &self,
+        namespace: &Namespace,
+        name: &AppName,
+        staging: &StageId,
+    ) -> Result<Option<Release>, Error> {
         let releases = self.objects.list::<Release>(Some(namespace.as_str())).await?;
-        Ok(releases
-            .iter()
-            .any(|stored| stored.value.id.app == *name && stored.value.stage_id.as_ref() == Some(staging)))
+        let releases = releases.into_iter().map(|stored| stored.value);
+        let of_staging =
+            releases.filter(|release| release.id.app == *name && release.stage_id.as_ref() == Some(staging));
+        Ok(of_staging.max_by_key(|release| release.id.number))
     }
 
     pub async fn logs(

@@ -1,7 +1,11 @@
 //! Uploads: Epinio's, and the one that does everything.
 
+mod again;
 mod answer;
 mod wishes;
+
+pub(super) use self::again::follow;
+pub use self::answer::STOPPED;
 
 use std::{io, time::Instant};
 
@@ -76,7 +80,7 @@ pub(super) async fn push(
 /// Goes on with the pushes that a daemon before did not finish.
 pub async fn resume_pushes(state: &ApiState) -> Result<(), ApiError> {
     for staging in state.stagings.to_be_deployed().await? {
-        if state.apps.was_deployed(&staging.namespace, &staging.app, &staging.id).await? {
+        if state.apps.release_of(&staging.namespace, &staging.app, &staging.id).await?.is_some() {
             // The release is there, and goes on by itself.
             state.stagings.settle(&staging).await?;
             continue;
@@ -86,9 +90,10 @@ pub async fn resume_pushes(state: &ApiState) -> Result<(), ApiError> {
             let id = staging.id.clone();
             match carry_out(state, staging).await {
                 Ok(_) => tracing::info!(staging = %id, "a push that was interrupted is deployed"),
-                Err(failure) => {
-                    tracing::warn!(staging = %id, cause = failure.cause, "a push that was interrupted failed")
+                Err(Failure::Failed { cause, .. }) => {
+                    tracing::warn!(staging = %id, cause, "a push that was interrupted failed")
                 }
+                Err(Failure::Stopped) => {}
             }
         });
     }
@@ -146,29 +151,38 @@ struct Pushed {
     url: String,
 }
 
-/// Why a push failed.
-struct Failure {
-    /// What the application said last.
-    last_words: Vec<String>,
-    cause: String,
+/// Why a push did not end well.
+enum Failure {
+    Failed {
+        /// What the application said last.
+        last_words: Vec<String>,
+        cause: String,
+    },
+    /// It did not end here: the next daemon goes on with it.
+    Stopped,
+}
+
+impl Failure {
+    fn because(cause: &str) -> Self {
+        Self::Failed { last_words: Vec::new(), cause: cause.to_owned() }
+    }
 }
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { last_words: Vec::new(), cause: telemetry::chain(&error) }
+        Self::because(&telemetry::chain(&error))
     }
 }
 
 /// Waits for a staging and deploys its image, whoever listens.
 async fn carry_out(state: ApiState, staging: Staging) -> Result<Pushed, Failure> {
-    let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
     let staging = state.stagings.wait(&staging.namespace, &staging.id).await?;
     if !staging.state.is_final() {
-        return Err(failed("the daemon was stopped; it goes on when it is started again"));
+        return Err(Failure::Stopped);
     }
     let result = match (&staging.state, &staging.image) {
-        (StagingState::Failed { cause }, _) => Err(failed(cause)),
-        (_, None) => Err(failed("the staging left no image; push again")),
+        (StagingState::Failed { cause }, _) => Err(Failure::because(cause)),
+        (_, None) => Err(Failure::because("the staging left no image; push again")),
         (_, Some(image)) => deploy(&state, &staging, image.clone()).await,
     };
     state.stagings.settle(&staging).await?;
@@ -176,26 +190,30 @@ async fn carry_out(state: ApiState, staging: Staging) -> Result<Pushed, Failure>
 }
 
 async fn deploy(state: &ApiState, staging: &Staging, image: ImageName) -> Result<Pushed, Failure> {
-    let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
     let AfterStaging::Deploy { origin, change } = staging.then.clone() else {
-        return Err(failed("somebody else deploys this staging"));
+        return Err(Failure::because("somebody else deploys this staging"));
     };
     let app = state.apps.get(&staging.namespace, &staging.app).await?;
     if app.stage_id.as_ref() != Some(&staging.id) {
-        return Err(failed("superseded by a newer push"));
+        return Err(Failure::because(SUPERSEDED));
     }
     let started = Instant::now();
     let deployment = Deployment { image, stage_id: Some(staging.id.clone()), origin, change };
     let deployed = match state.apps.deploy(&staging.namespace, &staging.app, deployment).await {
         Ok(deployed) => deployed,
         Err(apps::Error::NotHealthy { cause, last_words, .. }) => {
-            let cause = format!("the new version did not come up: {cause}; what ran before still does");
-            return Err(Failure { last_words, cause });
+            return Err(Failure::Failed { last_words, cause: not_up(&cause) });
         }
         Err(error) => return Err(error.into()),
     };
     let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let timings = staging.timings.iter().copied().chain([(Phase::Deploy, took)]).collect();
-    let no_route = || failed("the application has no route");
+    let no_route = || Failure::because("the application has no route");
     Ok(Pushed { timings, url: state.urls.of(deployed.routes.first().ok_or_else(no_route)?) })
+}
+
+const SUPERSEDED: &str = "superseded by a newer push";
+
+fn not_up(cause: &str) -> String {
+    format!("the new version did not come up: {cause}; what ran before still does")
 }

@@ -1,5 +1,7 @@
 //! `epiniod push`: a folder or an archive becomes a running application.
 
+mod answer;
+
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
@@ -9,10 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use clap::Args;
-use futures::StreamExt as _;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 
+use self::answer::{Answer, is_interruption};
 use super::{
     InNamespace, Target,
     client::Client,
@@ -96,7 +98,8 @@ pub struct Pushed {
     pub url: String,
 }
 
-/// Packs and uploads while it is packed; then follows the log to its end.
+/// Packs and uploads while it is packed; then follows the log to its end. A daemon that is replaced meanwhile is waited
+/// for: the next one is asked again, or goes on with what the one before has begun.
 pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Result<Pushed, Error> {
     let started = Instant::now();
     let path = path.canonicalize().map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -114,15 +117,40 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
     // Who may not push hears it before anything is packed and sent.
     client.get(&format!("/api/v1/namespaces/{namespace}")).await?;
     ui.say(&format!("pushing {} as application {name} to namespace {namespace}", path.display()));
-    let is_archive = path.is_file();
-    let total = if is_archive { path.metadata().ok().map(|metadata| metadata.len()) } else { None };
+    let place = format!("/push/{namespace}/{name}");
+    let request = format!("{place}{}", query(wishes, &path));
+    let mut answer = Answer::new(client, ui, place);
+    let mut attempts = 1;
+    let url = loop {
+        let ended = match upload(client, ui, &path, &request).await {
+            Ok(response) => answer.follow(response).await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            // What did not arrive as a whole is nothing to the daemon.
+            Err(error) if answer.has_not_begun() && is_interruption(&error) && attempts < ATTEMPTS => {
+                ui.say(&format!("{error}; pushing again when it answers"));
+                answer.wait_for_daemon().await?;
+                attempts += 1;
+            }
+            ended => break ended?,
+        }
+    };
+    ui.say(&format!("pushed in {:.2} s", started.elapsed().as_secs_f64()));
+    Ok(Pushed { namespace, name, url })
+}
+
+/// How often is pushed anew that did not arrive.
+const ATTEMPTS: u32 = 3;
+
+async fn upload(client: &Client, ui: &Ui, path: &Path, request: &str) -> Result<reqwest::Response, Error> {
+    let total = if path.is_file() { path.metadata().ok().map(|metadata| metadata.len()) } else { None };
     let bar = ui.bytes("uploading", total);
     let (parts, queue) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
-    let (source, sink) = (path.clone(), Parts { parts, buffer: Vec::with_capacity(STEP), bar: bar.clone() });
+    let (source, sink) = (path.to_owned(), Parts { parts, buffer: Vec::with_capacity(STEP), bar: bar.clone() });
     let packing = tokio::task::spawn_blocking(move || send_source(&source, sink));
     let body = futures::stream::unfold(queue, |mut queue| async move { queue.recv().await.map(|part| (part, queue)) });
-    let request = format!("/push/{namespace}/{name}{}", query(wishes, &path));
-    let response = client.put_stream(&request, reqwest::Body::wrap_stream(body)).await;
+    let response = client.put_stream(request, reqwest::Body::wrap_stream(body)).await;
     bar.finish_and_clear();
     // What is wrong with the folder is the cause of what the daemon says.
     let packed = packing.await.map_err(|error| Error::Runtime(io::Error::other(error)))?;
@@ -131,9 +159,7 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
         (Ok(_), Ok(skipped)) => skipped.iter().for_each(|name| ui.say(&format!("left out {name}: it is no file"))),
         _ => {}
     }
-    let last = follow(ui, response.map_err(as_push)?).await?;
-    ui.say(&format!("pushed in {:.2} s", started.elapsed().as_secs_f64()));
-    Ok(Pushed { namespace, name, url: last })
+    response.map_err(as_push)
 }
 
 /// A source that is refused is a push that failed.
@@ -142,91 +168,6 @@ fn as_push(error: Error) -> Error {
         Error::Api { status: 413 | 415 | 422, title, .. } => Error::Staging(title),
         error => error,
     }
-}
-
-/// Shows the log; its last line is the URL, or the cause.
-async fn follow(ui: &Ui, response: reqwest::Response) -> Result<String, Error> {
-    let mut stream = response.bytes_stream();
-    let mut rest: Vec<u8> = Vec::new();
-    // What may be the last line; all others are shown as they come.
-    let mut last: Option<String> = None;
-    let mut show = Shown { ui, bar: None, deploys: false };
-    let mut broken = None;
-    while let Some(part) = stream.next().await {
-        match part {
-            Ok(part) => rest.extend_from_slice(&part),
-            Err(error) => {
-                broken = Some(error);
-                break;
-            }
-        }
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let line = String::from_utf8_lossy(&rest[..end]).into_owned();
-            rest.drain(..=end);
-            if let Some(line) = last.take() {
-                show.line(&line);
-            }
-            if is_result(&line) { last = Some(line) } else { show.line(&line) }
-        }
-    }
-    show.end();
-    let cause = last.as_deref().and_then(|line| line.strip_prefix(CAUSE));
-    match (broken, cause, &last) {
-        (None, None, Some(url)) => Ok(url.clone()),
-        (_, Some(cause), _) if show.deploys => Err(Error::Deploy { cause: cause.to_owned(), details: String::new() }),
-        (_, Some(cause), _) => Err(Error::Staging(cause.to_owned())),
-        (Some(error), None, _) => Err(Error::Broken(error)),
-        (None, None, None) => Err(Error::Staging("the daemon did not say how it ended".to_owned())),
-    }
-}
-
-/// What is before the cause of a failure.
-const CAUSE: &str = "error: ";
-
-/// May it be the last line?
-fn is_result(line: &str) -> bool {
-    line.starts_with(CAUSE) || line.starts_with("http://") || line.starts_with("https://")
-}
-
-/// Lines of the log; downloads of packages as a bar where somebody watches.
-struct Shown<'a> {
-    ui: &'a Ui,
-    bar: Option<ProgressBar>,
-    /// The build is done.
-    deploys: bool,
-}
-
-/// The line of the log after which nothing is built any more.
-const DEPLOYING: &str = "===> DEPLOYING";
-
-impl Shown<'_> {
-    fn line(&mut self, line: &str) {
-        self.deploys |= line == DEPLOYING;
-        if self.ui.is_terminal()
-            && let Some((done, total)) = parse_download(line)
-        {
-            let bar = self.bar.get_or_insert_with(|| self.ui.bytes("Debian packages", Some(total)));
-            bar.set_length(total);
-            bar.set_position(done);
-            return;
-        }
-        self.end();
-        self.ui.log(line);
-    }
-
-    fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// `downloaded 1.5 of 28.0 MB of Debian packages`
-fn parse_download(line: &str) -> Option<(u64, u64)> {
-    let rest = line.strip_prefix("downloaded ")?.strip_suffix(" MB of Debian packages")?;
-    let (done, total) = rest.split_once(" of ")?;
-    let bytes = |text: &str| text.parse::<f64>().ok().map(|mega| (mega * 1e6) as u64);
-    Some((bytes(done)?, bytes(total)?))
 }
 
 fn send_source(path: &Path, mut sink: Parts) -> Result<Vec<String>, crate::source::Error> {
@@ -320,11 +261,5 @@ mod tests {
         assert_eq!(name("/x/My App"), Some("my-app".to_owned()));
         assert_eq!(name("/x/2048_game"), Some("game".to_owned()));
         assert_eq!(name("/x/___"), None);
-    }
-
-    #[test]
-    fn downloads_are_recognised() {
-        assert_eq!(parse_download("downloaded 1.5 of 28.0 MB of Debian packages"), Some((1_500_000, 28_000_000)));
-        assert_eq!(parse_download("downloaded nothing"), None);
     }
 }
