@@ -12,6 +12,7 @@ mod logs;
 mod names;
 mod observe;
 mod reach;
+pub mod relay;
 mod run;
 mod step;
 mod trouble;

@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
+use crate::model::REGISTRY_NAME;
+
 /// What keeps a pod from starting, as far as it says so itself.
 pub(super) fn of_pod(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
@@ -26,9 +28,7 @@ fn of_container(status: &ContainerStatus) -> Option<String> {
     let message = waiting.message.as_deref().unwrap_or_default();
     let image = &status.image;
     match waiting.reason.as_deref()? {
-        "ErrImagePull" | "ImagePullBackOff" => Some(format!(
-            "the image {image} cannot be pulled: {message}; images come from the daemon's registry, which every node has to reach under this name"
-        )),
+        "ErrImagePull" | "ImagePullBackOff" => Some(format!("the image {image} cannot be pulled: {}", of_pull(message))),
         "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
             Some(format!("the image {image} cannot be used: {message}"))
         }
@@ -36,6 +36,21 @@ fn of_container(status: &ContainerStatus) -> Option<String> {
             Some(format!("the container cannot be made: {message}"))
         }
         _ => None,
+    }
+}
+
+/// Why an image does not come. Where nobody answers on the node itself, the message alone helps nobody.
+fn of_pull(message: &str) -> String {
+    let silent = ["connection refused", "i/o timeout"].into_iter().find(|silent| message.contains(silent));
+    match silent.filter(|_| message.contains(&format!("dial tcp {REGISTRY_NAME}"))) {
+        Some(silent) => format!(
+            "nobody answers on {REGISTRY_NAME} of its node ({silent}): either the daemon is being replaced just now, or ports of \
+             services do not answer there (kube-proxy in IPVS or nftables mode, Cilium, localhostNodePorts: false); then \
+             'epiniod install --registry-relay always' puts a relay on each node"
+        ),
+        None => format!(
+            "{message}; images come from the daemon's registry, which every node has to reach under this name"
+        ),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{DaemonSet, Deployment},
     core::v1::{ContainerStatus, Pod},
 };
 use kube::{
@@ -15,13 +15,13 @@ use kube::{
 };
 
 use super::{
-    Connection, DAEMON, DAEMON_PODS, Entrance, Error, Findings, Installation, Storage, detect,
+    Connection, DAEMON, DAEMON_PODS, Entrance, Error, Findings, Installation, Storage, Way, detect,
     events::{self, Warning},
-    failed,
+    failed, relay,
 };
 use crate::runtime::kube::trouble;
 
-/// Waits until the daemon answers, and Traefik where it was brought along. Each new state is told once.
+/// Waits until the daemon answers, and Traefik and the relay where they were brought along. Each new state is told once.
 pub async fn wait_until_ready(
     cluster: &Connection,
     installation: &Installation,
@@ -40,10 +40,16 @@ pub async fn wait_until_ready(
         Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
     }
     let part = Part { namespace, name: DAEMON, pods: DAEMON_PODS };
-    Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await
+    Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
+    if installation.pulls.by == Way::Relay {
+        let part =
+            Part { namespace: &format!("{namespace}{}", relay::SUFFIX), name: relay::NAME, pods: relay::PODS };
+        Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
+    }
+    Ok(())
 }
 
-/// A deployment of ours.
+/// A deployment of ours, or the daemon set of the relay.
 struct Part<'a> {
     namespace: &'a str,
     name: &'static str,
@@ -82,7 +88,10 @@ impl Waiting<'_> {
     async fn wait(mut self, tell: &mut impl FnMut(&str)) -> Result<(), Error> {
         let mut told = String::new();
         loop {
-            let state = self.look().await?;
+            let state = match self.part.name {
+                relay::NAME => self.look_at_relay().await?,
+                _ => self.look().await?,
+            };
             let (text, over, next) = match state {
                 State::Ready => return Ok(()),
                 State::Crashed { cause, pod } => return Err(self.crashed(cause, &pod).await),
@@ -97,7 +106,7 @@ impl Waiting<'_> {
             };
             if over || Instant::now() >= self.until {
                 let next = next.replace("NAMESPACE", self.part.namespace);
-                return Err(Error::NotReady { cause: text, details: String::new(), next });
+                return Err(Error::NotReady { cause: self.named(text), details: String::new(), next });
             }
             if text != told {
                 tell(&format!("{}: {text}", self.part.name));
@@ -123,6 +132,22 @@ impl Waiting<'_> {
         match pods.iter().max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0)) {
             Some(pod) => Ok(self.look_at(pod).await),
             None => Ok(without_pod(&deployment)),
+        }
+    }
+
+    async fn look_at_relay(&mut self) -> Result<State, Error> {
+        let Part { namespace, name, pods: selector } = self.part;
+        let doing = || format!("looking at daemon set {namespace}/{name}");
+        let sets: Api<DaemonSet> = Api::namespaced(self.cluster.client.clone(), namespace);
+        let set = sets.get(name).await.map_err(failed(doing()))?;
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), namespace);
+        let pods = pods.list(&ListParams::default().labels(selector)).await.map_err(failed(doing()))?.items;
+        if relay::is_everywhere(&set, &self.found.nodes) {
+            return Ok(State::Ready);
+        }
+        match relay::missing(&pods, &self.found.nodes) {
+            Some(pod) => Ok(self.look_at(pod).await),
+            None => Ok(State::Going("its pods are replaced, node by node".to_owned())),
         }
     }
 
@@ -200,6 +225,11 @@ impl Waiting<'_> {
         Some(State::Stuck { cause, patience: IMAGE_PATIENCE, next })
     }
 
+    /// Of what it is the cause, where that is not the daemon.
+    fn named(&self, cause: String) -> String {
+        if self.part.name == DAEMON { cause } else { format!("{}: {cause}", self.part.name) }
+    }
+
     /// What the container said before it ended.
     async fn crashed(&self, cause: String, pod: &str) -> Error {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), self.part.namespace);
@@ -209,7 +239,7 @@ impl Waiting<'_> {
             details = pods.logs(pod, &last(false)).await.unwrap_or_default();
         }
         let next = "correct what its last lines above name, and repeat the command".to_owned();
-        Error::NotReady { cause, details: details.trim_end().to_owned(), next }
+        Error::NotReady { cause: self.named(cause), details: details.trim_end().to_owned(), next }
     }
 }
 
