@@ -20,7 +20,8 @@ use crate::{
     daemon::own_image,
     model::Namespace,
     runtime::kube::install::{
-        self, Connection, Entrance, Exposure, Findings, Installation, Keys, Mode, NodePorts, Password, Storage, Way, Wishes,
+        self, Connection, Entrance, Exposure, Findings, Installation, Keys, Mode, NodePorts, Password, Storage, Way,
+        Wishes,
     },
 };
 

@@ -28,7 +28,9 @@ fn of_container(status: &ContainerStatus) -> Option<String> {
     let message = waiting.message.as_deref().unwrap_or_default();
     let image = &status.image;
     match waiting.reason.as_deref()? {
-        "ErrImagePull" | "ImagePullBackOff" => Some(format!("the image {image} cannot be pulled: {}", of_pull(message))),
+        "ErrImagePull" | "ImagePullBackOff" => {
+            Some(format!("the image {image} cannot be pulled: {}", of_pull(message)))
+        }
         "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
             Some(format!("the image {image} cannot be used: {message}"))
         }
@@ -48,9 +50,9 @@ fn of_pull(message: &str) -> String {
              services do not answer there (kube-proxy in IPVS or nftables mode, Cilium, localhostNodePorts: false); then \
              'epiniod install --registry-relay always' puts a relay on each node"
         ),
-        None => format!(
-            "{message}; images come from the daemon's registry, which every node has to reach under this name"
-        ),
+        None => {
+            format!("{message}; images come from the daemon's registry, which every node has to reach under this name")
+        }
     }
 }
 

@@ -165,7 +165,11 @@ mod tests {
             let relay = manifests.iter().find(|manifest| manifest.kind() == "DaemonSet");
             let registry = manifests.iter().find(|manifest| manifest.name() == "epiniod-registry").unwrap();
             let has_node_port = registry.object["spec"]["ports"][0]["nodePort"] == 30500;
-            assert_eq!((relay.is_some(), has_node_port), (wanted.by == Way::Relay, wanted.by == Way::NodePort), "{case}");
+            assert_eq!(
+                (relay.is_some(), has_node_port),
+                (wanted.by == Way::Relay, wanted.by == Way::NodePort),
+                "{case}"
+            );
         }
     }
 

@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use super::{Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes, relay};
+use super::{
+    Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes, relay,
+};
 use crate::model::Route;
 
 /// An installation whose entrance may have to be opened first, for its domain to be known.

@@ -37,14 +37,19 @@ pub async fn wait_until_ready(
             name: "traefik",
             pods: "app.kubernetes.io/name=traefik",
         };
-        Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
+        Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
+            .wait(&mut tell)
+            .await?;
     }
     let part = Part { namespace, name: DAEMON, pods: DAEMON_PODS };
-    Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
+    Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
+        .wait(&mut tell)
+        .await?;
     if installation.pulls.by == Way::Relay {
-        let part =
-            Part { namespace: &format!("{namespace}{}", relay::SUFFIX), name: relay::NAME, pods: relay::PODS };
-        Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
+        let part = Part { namespace: &format!("{namespace}{}", relay::SUFFIX), name: relay::NAME, pods: relay::PODS };
+        Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
+            .wait(&mut tell)
+            .await?;
     }
     Ok(())
 }
@@ -82,6 +87,8 @@ struct Waiting<'a> {
     stuck: Option<Instant>,
     /// The time of the warning that was there already: only a later one says that it is still so.
     first: Option<i64>,
+    /// The pod, and how often it had ended when it was first looked at: only another end says that it is still so.
+    first_seen: Option<(String, i32)>,
 }
 
 impl Waiting<'_> {
@@ -157,8 +164,11 @@ impl Waiting<'_> {
         if let Some(state) = container.and_then(|container| self.without_image(pod, container)) {
             return state;
         }
-        if let Some(cause) = container.and_then(crash) {
-            return State::Crashed { cause, pod: pod.name_any() };
+        let is_news = self.has_ended_again(pod, container);
+        match container.and_then(crash) {
+            Some(cause) if is_news => return State::Crashed { cause, pod: pod.name_any() },
+            Some(cause) => return State::Going(format!("{cause}; waiting for the next try")),
+            None => {}
         }
         let running = container.and_then(|c| c.state.as_ref()).is_some_and(|state| state.running.is_some());
         if running {
@@ -175,6 +185,15 @@ impl Waiting<'_> {
             Some(cause) => State::Stuck { cause, patience: PATIENCE, next: LOOK_AT_PODS.to_owned() },
             None => State::Going("its node fetches the image and makes the container".to_owned()),
         }
+    }
+
+    /// Whether the container ended since its pod was first looked at.
+    fn has_ended_again(&mut self, pod: &Pod, container: Option<&ContainerStatus>) -> bool {
+        let (name, restarts) = (pod.name_any(), container.map_or(0, |container| container.restart_count));
+        if self.first_seen.as_ref().is_none_or(|(seen, _)| *seen != name) {
+            self.first_seen = Some((name, restarts));
+        }
+        self.first_seen.as_ref().is_some_and(|(_, seen)| restarts > *seen)
     }
 
     /// What the cluster says of the daemon's volume, else of the pod.

@@ -129,7 +129,8 @@ async fn it_stops_after_the_last_that_speaks_and_never_waits_for_long() {
     house.ends().await;
 
     let house =
-        House::make(Terms { last: Duration::from_secs(60), stop: Duration::from_millis(300), ..Terms::default() }).await;
+        House::make(Terms { last: Duration::from_secs(60), stop: Duration::from_millis(300), ..Terms::default() })
+            .await;
     let _pair = house.pair().await;
     house.stop.cancel();
     house.ends().await;
@@ -138,7 +139,8 @@ async fn it_stops_after_the_last_that_speaks_and_never_waits_for_long() {
 #[tokio::test]
 async fn it_listens_on_loopback_only_and_says_when_somebody_else_does() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let serve = |listen: SocketAddr| relay(listen, "127.0.0.1:9".to_owned(), Terms::default(), CancellationToken::new());
+    let serve =
+        |listen: SocketAddr| relay(listen, "127.0.0.1:9".to_owned(), Terms::default(), CancellationToken::new());
     let error = serve(taken.local_addr().unwrap()).await.unwrap_err();
     assert!(crate::telemetry::chain(&error).contains("in use"), "{error}");
     let error = serve("0.0.0.0:0".parse().unwrap()).await.unwrap_err();
