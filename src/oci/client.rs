@@ -264,3 +264,24 @@ pub enum Error {
     #[error("{doing}")]
     Malformed { doing: String, source: serde_json::Error },
 }
+
+impl Error {
+    /// The registry did not answer, or said that it cannot just now; a moment later it may.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Http { source, .. } => !source.is_builder(),
+            Self::Registry { source: OciDistributionError::RequestError(source), .. } => !source.is_builder(),
+            Self::Registry { source: OciDistributionError::ServerError { code: status, .. }, .. }
+            | Self::Refused { status, .. }
+                if matches!(status, 502..=504) =>
+            {
+                true
+            }
+            // An upload that was begun with the one before.
+            Self::Refused { text, .. } if text.contains("BLOB_UPLOAD_UNKNOWN") => true,
+            // The end of a body that was cut off.
+            Self::Registry { source: OciDistributionError::IoError(_), .. } => true,
+            _ => false,
+        }
+    }
+}

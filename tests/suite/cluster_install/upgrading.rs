@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Turn,
-    replacing::{SEED, edit, nothing_is_left, nothing_is_missing, pods},
+    replacing::{SEED, edit, nothing_is_left, nothing_is_missing, pod},
 };
 use crate::support::{Pushing, SplitMix};
 
@@ -22,12 +22,12 @@ fn an_install_that_replaces_the_daemon_interrupts_no_push() {
     for (round, after) in MOMENTS.into_iter().enumerate() {
         let text = format!("text-{round}-end");
         edit(&source, &text, &mut random);
-        let before = pods(&place);
+        let before = pod(&place);
         let push = place.command(&["push", "--name", "numbers", "--path", source.to_str().expect("a path")]);
         let mut push = Pushing::begin("numbers", push);
         push.until(after, Duration::from_secs(90));
         place.run(&["install", "--env", &format!("COLOUR=red{round}")]);
-        assert_ne!(pods(&place), before, "after '{after}': the daemon was not replaced");
+        assert_ne!(pod(&place), before, "after '{after}': the daemon was not replaced");
         let (succeeded, said) = push.end();
         let daemon = || place.kubectl(&["logs", "-n", "epiniod", "deployment/epiniod", "--tail=50"]);
         assert!(succeeded, "after '{after}': the push did not end well:\n{said}\n{}", daemon());
