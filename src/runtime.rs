@@ -337,8 +337,8 @@ pub enum InstanceState {
     Held { cause: String },
     /// The same, and it is tried again until what keeps it has passed: a registry that is away comes back.
     Waiting { cause: String },
-    /// It is being stopped.
-    Stopping,
+    /// It is being stopped. Where there is an address, it accepts connections for a little longer: better than nothing.
+    Stopping { address: Option<SocketAddr> },
 }
 
 /// What can go wrong where things run.
