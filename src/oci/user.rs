@@ -43,7 +43,7 @@ impl<'a> ImageUser<'a> {
 }
 
 /// The fields of the first line that is meant.
-fn line<'a>(text: &'a str, is_meant: impl Fn(&[&str]) -> bool) -> Option<Vec<&'a str>> {
+fn line(text: &str, is_meant: impl Fn(&[&str]) -> bool) -> Option<Vec<&str>> {
     let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
     lines.find(|fields| is_meant(fields))
 }
