@@ -9,7 +9,8 @@
 //!   reached, the copy that was used last is used again, and the log says so.
 //! - **What is read of a builder** is its labels and environment: who the CNB user is, the order, the run image, what
 //!   it is made for. Its own lifecycle and launcher are not used; ours are.
-//! - **Refused**: images for other machines, images that are no builders, users with the rights of root. Image
+//! - **Refused**: images for other machines, images that are no builders, users with the rights of root, in builders and in
+//!   run images. Image
 //!   extensions (Dockerfiles) are left out, with a note.
 
 mod copy;
@@ -20,6 +21,7 @@ mod files;
 mod layout;
 mod remote;
 mod upstream;
+mod user;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -50,6 +52,8 @@ pub struct Builder {
     pub run_image: ImageName,
     /// What the builder calls its run image.
     pub run_image_name: String,
+    /// Whom applications run as on it: `UID:GID`.
+    pub run_user: String,
     pub user: CnbUser,
     pub target: Target,
     /// The order of its labels.
@@ -67,12 +71,14 @@ pub struct Builders {
     credentials: PathBuf,
     /// One copies an image at a time.
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What was read of run images before, by their digests.
+    users: Mutex<HashMap<Digest, String>>,
 }
 
 impl Builders {
     /// `credentials` is read whenever a registry is asked; it need not be there.
     pub fn new(registry: Registry, blobs: SharedBlobs, credentials: PathBuf) -> Self {
-        Self { registry, blobs, credentials, busy: Mutex::default() }
+        Self { registry, blobs, credentials, busy: Mutex::default(), users: Mutex::default() }
     }
 
     /// Looks up what the name means now, and copies what is not here. Dropping the future stops the copying and
@@ -93,11 +99,13 @@ impl Builders {
             .await
             .map_err(|source| Error::RunImage { builder: name.to_string(), source: Box::new(source) })?;
         let target = facts.target(&run_image.config);
+        let run_user = self.run_user(&run_image).await?;
         Ok(Builder {
             name: name.clone(),
             image: builder.image,
             run_image: run_image.image,
             run_image_name,
+            run_user,
             user: facts.user,
             target,
             order: facts.order,

@@ -17,6 +17,7 @@ mod manifests;
 mod namespaces;
 mod port_forward;
 mod push;
+mod registry_relay;
 mod serve;
 mod settings;
 mod stop;
@@ -128,6 +129,9 @@ enum Command {
     /// One phase of a build, in its sandbox
     #[command(hide = true)]
     Lifecycle(lifecycle::Lifecycle),
+    /// Carry connections from the loopback of a node to the registry
+    #[command(hide = true)]
+    RegistryRelay(registry_relay::RegistryRelay),
 }
 
 /// Which daemon a command talks to.
@@ -229,6 +233,7 @@ pub fn reference() -> String {
 fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
     match command {
         Command::Lifecycle(phase) => Ok(phase.run()),
+        Command::RegistryRelay(relay) => client_runtime()?.block_on(relay.run()),
         Command::Serve(serve) => serve.run(),
         Command::Up(up) => up.run(ui),
         Command::Stop(stop) => client_runtime()?.block_on(stop.run(ui)),

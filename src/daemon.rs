@@ -48,7 +48,9 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let stop = CancellationToken::new();
     tasks.spawn(Arc::clone(&house.apps).run(stop.clone()));
     tasks.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
-    tasks.spawn(serve_registry(registry, house.registry_router(), stop.clone()));
+    // Later than everything else: the nodes of a cluster pull from here what is deployed in these moments.
+    let last = CancellationToken::new();
+    tasks.spawn(serve_registry(registry, house.registry_router(), last.clone()));
     tasks.spawn(collect::run(house.garbage(), stop.clone()));
     if let Some(reports) = house.reports.clone() {
         tasks.spawn(reports.run(stop.clone()));
@@ -64,6 +66,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     tracing::info!(applications = ?applications, "stopping");
     stop.cancel();
     let stopped = house.wind_down(applications, DRAIN).await;
+    last.cancel();
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
         tracing::warn!(seconds = DRAIN.as_secs(), "some requests did not end in time");
     }

@@ -80,7 +80,8 @@
 //! 2. The Job goes on without a daemon. One that starts again finds it, reads its log on from where the log of the staging
 //!    ends, and takes its image. Only a staging that is given up deletes its Job.
 //! 3. The kubelet pulls from the daemon's registry under the name that images have everywhere, `127.0.0.1:30500`, which a
-//!    NodePort answers, with a token for its namespace's repositories. The daemon's own image is there as well.
+//!    NodePort answers, or a relay on each node where those do not answer on loopback, with a token for its namespace's
+//!    repositories. The daemon's own image is there as well.
 //! 4. A release is what the one Deployment of the application is at. The cluster rolls it, pod by pod; when it does not come
 //!    up within the health gate's time, the Deployment goes back to the pod template of the release before.
 //! 5. Where there is an ingress class, each application gets an Ingress; where there is none, the daemon's own edge

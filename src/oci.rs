@@ -10,6 +10,7 @@ mod manifest;
 pub mod registry;
 pub mod tree;
 mod unpack;
+mod user;
 
 pub use archive::write_archive;
 pub use client::{Client, Error as ClientError};
@@ -20,6 +21,7 @@ pub use manifest::{
     MEDIA_TYPE_MANIFEST, Manifest, RootFs, architecture,
 };
 pub use unpack::{Ownership, Unpacked, read_layer_file, unpack_layer};
+pub use user::ImageUser;
 
 /// What the build of this program compressed and put into it.
 pub fn expand(compressed: &[u8]) -> Vec<u8> {

@@ -335,6 +335,8 @@ pub enum InstanceState {
     BackOff { ended: Ended, retry_at: Timestamp, last_words: Vec<String> },
     /// It cannot be started, or not yet, and this is why.
     Held { cause: String },
+    /// The same, and it is tried again until what keeps it has passed: a registry that is away comes back.
+    Waiting { cause: String },
     /// It is being stopped. Where there is an address, it accepts connections for a little longer: better than nothing.
     Stopping { address: Option<SocketAddr> },
 }

@@ -193,7 +193,14 @@ impl Apps {
                 return Ok(Ok(()));
             }
             if Instant::now() >= deadline {
-                return Ok(Err(self.too_late(release).await));
+                let waits = instances.into_iter().find_map(|instance| match instance.state {
+                    InstanceState::Waiting { cause } => Some(Unhealthy { cause, last_words: Vec::new() }),
+                    _ => None,
+                });
+                return Ok(Err(match waits {
+                    Some(unhealthy) => unhealthy,
+                    None => self.too_late(release).await,
+                }));
             }
             let soon = deadline.min(Instant::now() + Duration::from_secs(1));
             let _ = timeout_at(soon, changes.changed()).await;

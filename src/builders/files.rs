@@ -1,4 +1,4 @@
-//! A file of a builder that its labels do not have: looked for in its layers, from the top.
+//! Files of images, where labels do not say it: looked for in their layers, from the top.
 
 use std::io::{self, Read};
 
@@ -24,7 +24,7 @@ impl Builders {
     /// The run image by `/cnb/run.toml` or `/cnb/stack.toml` of a builder.
     pub(super) async fn run_image_in(&self, builder: &Copied) -> Result<RunImage, Error> {
         for layer in builder.manifest.layers.iter().rev() {
-            let Some(text) = self.file_in(builder, layer).await? else { continue };
+            let Some(text) = self.file_in(builder, layer, FILES).await? else { continue };
             let parsed: RunToml = toml::from_str(&text)
                 .map_err(|error| Error::malformed(&builder.name, format!("its run.toml: {error}")))?;
             if let Some(found) = parsed.images.into_iter().next().or(parsed.run_image) {
@@ -34,14 +34,30 @@ impl Builders {
         Err(Error::malformed(&builder.name, "neither its labels nor /cnb/run.toml name a run image"))
     }
 
-    async fn file_in(&self, builder: &Copied, layer: &Descriptor) -> Result<Option<String>, Error> {
-        let gone = || Error::malformed(&builder.name, format!("layer {} is gone; push again", layer.digest));
+    /// The text of a file of an image, by its path without the first slash; none when no layer has it. Links are not
+    /// followed.
+    pub(super) async fn file_of(&self, image: &Copied, name: &'static str) -> Result<Option<String>, Error> {
+        for layer in image.manifest.layers.iter().rev() {
+            if let Some(text) = self.file_in(image, layer, [name]).await? {
+                return Ok(Some(text));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn file_in<const N: usize>(
+        &self,
+        image: &Copied,
+        layer: &Descriptor,
+        names: [&'static str; N],
+    ) -> Result<Option<String>, Error> {
+        let gone = || Error::malformed(&image.name, format!("layer {} is gone; push again", layer.digest));
         let reader = self.blobs.open(&layer.digest, None).await?.ok_or_else(gone)?;
         let bridge = SyncIoBridge::new(StreamReader::new(reader.stream));
         let media_type = layer.media_type.clone();
-        let read = move || read_layer_file(bridge, &media_type, &FILES, MAX_BYTES);
+        let read = move || read_layer_file(bridge, &media_type, &names, MAX_BYTES);
         let read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other).and_then(|read| read);
-        let interrupted = |source| Error::Interrupted { image: builder.name.clone(), source };
+        let interrupted = |source| Error::Interrupted { image: image.name.clone(), source };
         let Some(bytes) = read.map_err(interrupted)? else { return Ok(None) };
         let mut text = String::new();
         bytes.as_slice().read_to_string(&mut text).map_err(interrupted)?;

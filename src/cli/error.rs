@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::runtime::kube::install;
+use crate::runtime::kube::{install, relay};
 
 /// Everything went well.
 pub const OK: u8 = 0;
@@ -87,6 +87,8 @@ pub enum Error {
     StillRunning { pid: i32, seconds: u64 },
     #[error(transparent)]
     Cluster(#[from] install::Error),
+    #[error(transparent)]
+    Relay(#[from] relay::Error),
     #[error("the process cannot be set up")]
     Runtime(#[source] io::Error),
 }
@@ -109,6 +111,7 @@ impl Error {
             Self::Usage(_)
             | Self::Config(_)
             | Self::Settings { .. }
+            | Self::Relay(relay::Error::Open(_))
             | Self::Cluster(install::Error::Undecided { .. }) => USAGE,
             Self::Staging(_) | Self::Pack(_) => STAGING_FAILED,
             Self::Deploy { .. } => DEPLOY_FAILED,
@@ -120,6 +123,7 @@ impl Error {
             | Self::Write { .. }
             | Self::StillRunning { .. }
             | Self::Cluster(_)
+            | Self::Relay(relay::Error::Listen { .. })
             | Self::Runtime(_) => FAILED,
         }
     }
@@ -180,6 +184,10 @@ impl Error {
             Self::NotOurs { .. } => "run the command as that user, or with sudo",
             Self::StillRunning { pid, .. } => return format!("see its log, or end it with 'kill -9 {pid}'"),
             Self::Cluster(error) => return cluster_hint(error),
+            Self::Relay(relay::Error::Open(_)) => "give an address such as 127.0.0.1:30500",
+            Self::Relay(relay::Error::Listen { .. }) => {
+                "another program has the port: 'ss -ltnp' on the node says which"
+            }
             Self::Runtime(_) => "check the limits of this user (ulimit)",
         };
         hint.to_owned()

@@ -20,7 +20,8 @@ use crate::{
     daemon::own_image,
     model::Namespace,
     runtime::kube::install::{
-        self, Connection, Entrance, Exposure, Findings, Installation, Keys, Mode, Password, Storage, Wishes,
+        self, Connection, Entrance, Exposure, Findings, Installation, Keys, Mode, NodePorts, Password, Storage, Way,
+        Wishes,
     },
 };
 
@@ -93,6 +94,7 @@ impl Install {
             let waiting = ui.waiting();
             let within = Duration::from_secs(self.timeout);
             install::wait_until_ready(&cluster, &installation, &found, within, |text| waiting.tell(text)).await?;
+            install::remove_unwanted(&cluster, &installation, |text| waiting.tell(text)).await?;
         }
         self.finish(ui, &installation, &found, &password).await
     }
@@ -209,6 +211,13 @@ fn warn(ui: &Ui, installation: &Installation, found: &Findings) {
         )),
         Entrance::Traefik { image, .. } => ui.say(&format!("  entrance: Traefik ({image}), brought along")),
     }
+    ui.say(match (installation.pulls.by, &found.node_ports) {
+        (Way::Relay, _) => "  registry: a relay on each node answers on its 127.0.0.1:30500",
+        (Way::NodePort, NodePorts::Answer(_)) => "  registry: a node port",
+        (Way::NodePort, _) => {
+            "  registry: a node port; where it does not answer on the nodes' 127.0.0.1, repeat with --registry-relay always"
+        }
+    });
     if installation.storage == Storage::Ephemeral && installation.bucket.is_none() {
         ui.say("warning: the data is in the daemon's pod: applications, images and users are lost when it is replaced");
     }

@@ -128,6 +128,9 @@ pub struct Export {
     pub run_image: ImageName,
     /// What its builder calls the run image, if that is not its name in the registry: what later rebases look for.
     pub run_image_name: Option<String>,
+    /// Whom the image runs as, if that is not as the run image's configuration has it: `UID:GID`.
+    #[serde(default)]
+    pub run_user: Option<String>,
     pub user: CnbUser,
     pub previous: Option<ImageName>,
     pub cache_repository: String,

@@ -217,6 +217,7 @@ impl<'a> ImageWriter<'a> {
             None => LAUNCHER.to_owned(),
         };
         Ok(ExecutionConfig {
+            user: self.input.run_user.clone().or(base.user),
             env: Some(env),
             entrypoint: Some(vec![entrypoint]),
             cmd: None,

@@ -12,9 +12,11 @@ mod logs;
 mod names;
 mod observe;
 mod reach;
+pub mod relay;
 mod run;
 mod step;
 mod trouble;
+mod user;
 mod visit;
 mod workload;
 
@@ -44,6 +46,7 @@ pub use self::step::run_role;
 use self::{
     call::{call, failed},
     observe::Observed,
+    user::User,
     workload::Applied,
 };
 use super::{
@@ -52,7 +55,7 @@ use super::{
 };
 use crate::{
     blob::SharedBlobs,
-    model::{AppName, ImageName, Namespace, REGISTRY_NAME, ReleaseId, Route},
+    model::{AppName, Digest, ImageName, Namespace, REGISTRY_NAME, ReleaseId, Route},
     store::kube::Cluster as Connection,
 };
 
@@ -111,6 +114,8 @@ struct Cluster {
     prepared: Mutex<HashMap<String, Instant>>,
     /// What applications were last made.
     applied: Mutex<HashMap<(Namespace, AppName), Applied>>,
+    /// Whom images run as.
+    users: Mutex<HashMap<Digest, Option<User>>>,
 }
 
 impl Cluster {
@@ -134,8 +139,8 @@ impl KubeRuntime {
         let (client, streams) = (connection.calls.clone(), connection.client.clone());
         let version = client.apiserver_version().await.map_err(failed("asking the API server for its version"))?;
         let observed = Observed::start(&client, &settings.namespace).await?;
-        let (prepared, applied) = (Mutex::default(), Mutex::default());
-        let cluster = Arc::new(Cluster { client, streams, settings, blobs, observed, prepared, applied });
+        let (prepared, applied, users) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let cluster = Arc::new(Cluster { client, streams, settings, blobs, observed, prepared, applied, users });
         lay_out_builds(&cluster).await?;
         Ok(Arc::new(Self { cluster, exposed: Mutex::default(), version: version.git_version }))
     }

@@ -17,6 +17,8 @@ pub(super) struct Ground {
     pub run: ImageName,
     /// What the builder calls its run image.
     pub run_name: Option<String>,
+    /// Whom applications run as, where the run image may not say it in numbers.
+    pub run_user: Option<String>,
     pub target: Target,
     pub user: CnbUser,
     pub buildpacks: Buildpacks,
@@ -33,6 +35,7 @@ impl Ground {
             build: bases.build,
             run: bases.run,
             run_name: None,
+            run_user: None,
             target: debian(),
             user: CnbUser::EMBEDDED,
             buildpacks: Buildpacks::Embedded,
@@ -46,12 +49,14 @@ impl Ground {
         let lock = crate::lifecycle::phase::fingerprint(&[
             builder.image.digest.to_string().as_bytes(),
             builder.run_image.digest.to_string().as_bytes(),
+            builder.run_user.as_bytes(),
         ]);
         let images = BuilderImages { build: builder.image.clone(), run: builder.run_image.clone() };
         Self {
             build: builder.image,
             run: builder.run_image,
             run_name: Some(builder.run_image_name),
+            run_user: Some(builder.run_user),
             detect: Some(Detect {
                 target: builder.target.clone(),
                 builder: Some(builder.name.to_string()),

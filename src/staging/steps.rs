@@ -115,6 +115,7 @@ pub(super) fn export(
         tag: staging.id.to_string(),
         run_image: ground.run.clone(),
         run_image_name: ground.run_name.clone(),
+        run_user: ground.run_user.clone(),
         user: ground.user,
         previous: previous.cloned(),
         cache_repository: ImageName::cache_repository(&staging.namespace, &staging.app),

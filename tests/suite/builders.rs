@@ -1,12 +1,12 @@
 //! Builders of others: images with buildpacks from registries and OCI layouts, and what is built on their run images.
 
-mod house;
+pub mod house;
 
 use std::{fs, path::Path};
 
 use serde_json::json;
 
-use self::house::{GID, Image, UID, Upstream, builder, layout, run_image};
+use self::house::{GID, Image, OTHERS, STAFF, UID, Upstream, WEB, builder, layout, run_image, run_image_of_web};
 use crate::support::{Daemon, Packages, RunBy, Surroundings, get, request, sample, write};
 
 /// A daemon that has pushed a sample, and the base of that sample.
@@ -18,7 +18,7 @@ fn daemon_and_base() -> (Daemon, Image) {
 }
 
 /// An application that no embedded buildpack takes.
-fn application(dir: &Path) {
+pub fn application(dir: &Path) {
     fs::create_dir_all(dir).unwrap();
     write(dir, "page.txt", "the first page");
     fs::copy(sample("procfile").join("serve.sh"), dir.join("serve.sh")).unwrap();
@@ -134,6 +134,24 @@ fn a_builder_in_an_oci_layout_brings_its_run_image_and_needs_no_rights() {
 }
 
 #[test]
+fn an_application_runs_as_whom_its_run_image_names() {
+    let (daemon, base) = daemon_and_base();
+    let upstream = Upstream::start();
+    upstream.let_read(&daemon);
+    let source = daemon.dir().join("source");
+    application(&source);
+    upstream.push(&builder(&base, &upstream.name("epiniod/run:1")), "test/builder", "1");
+    let builder = upstream.name("test/builder:1");
+    for (user, uid, gid) in [("web", WEB, STAFF), ("web:others", WEB, OTHERS), (&format!("{WEB}"), WEB, STAFF)] {
+        upstream.push(&run_image_of_web(&base, user).with_user(user), "epiniod/run", "1");
+        push(&daemon, &source, &["--builder", &builder], true);
+        // The tool is its builder's alone.
+        assert_eq!(page(&daemon), format!("the first page as {uid}:{gid} on {user} with "));
+        assert_eq!(house::user_of(&daemon, "site"), format!("{uid}:{gid}"), "in numbers, for who reads no files");
+    }
+}
+
+#[test]
 fn what_is_no_builder_for_this_machine_is_refused_with_the_reason() {
     let (daemon, base) = daemon_and_base();
     let upstream = Upstream::start();
@@ -171,6 +189,20 @@ fn what_is_no_builder_for_this_machine_is_refused_with_the_reason() {
         &upstream.name("test/builder:without-run-image"),
         &["the run image of builder", &missing, "there is no image"],
     );
+    for (user, why) in [
+        ("root", "applications would run as root on it, as its User is 'root'"),
+        ("0:7", "applications would run as root on it, as its User is '0:7'"),
+        ("", "applications would run as root on it, as its User is ''"),
+        ("someone", "its User is 'someone', and its /etc/passwd has no 'someone'"),
+        ("web:someones", "its User is 'web:someones', and its /etc/group has no 'someones'"),
+        ("70000:1", "its User is '70000:1', which is 70000:1, and users go up to 65535"),
+    ] {
+        upstream.push(&run_image_of_web(&base, "a run image").with_user(user), "epiniod/run", "user");
+        upstream.push(&builder(&base, &upstream.name("epiniod/run:user")), "test/builder", "user");
+        let name = upstream.name("test/builder:user");
+        let said = push(&daemon, &source, &["--builder", &name], false);
+        has(&said, &[&upstream.name("epiniod/run:user"), why, "choose a builder with another run image"]);
+    }
     refused("oci:/nonexistent", &["cannot be read from /nonexistent/index.json"]);
     for wrong in ["oci:relative", "UPPER CASE", "https://host/x"] {
         let said = push(&daemon, &source, &["--builder", wrong], false);

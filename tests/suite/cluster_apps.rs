@@ -1,5 +1,6 @@
 //! Applications in a cluster: pushed, healed, failed, and driven by a daemon that is killed, from outside of the cluster.
 
+mod builders;
 mod failing;
 mod healing;
 mod hostile;

@@ -1,7 +1,9 @@
 //! `epiniod install` and `uninstall`, against a cluster of their own: ports of its nodes are part of what is tested.
 
 mod bare;
+mod relay;
 mod replacing;
+mod upgrading;
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +16,7 @@ use std::{
 };
 
 use crate::support::{
-    cluster::{borrow, name, script},
+    cluster::{borrow_with, name, script},
     not_run, request, wait_until,
 };
 
@@ -69,8 +71,13 @@ impl Drop for Turn {
 
 impl Place {
     fn make(what: &str) -> Option<Self> {
-        let name = name("install");
-        match borrow(&name) {
+        Self::make_with(what, "install", &[])
+    }
+
+    /// A cluster for this purpose, with settings that `tests/cluster/up` explains.
+    fn make_with(what: &str, purpose: &str, settings: &[(&str, &str)]) -> Option<Self> {
+        let name = name(purpose);
+        match borrow_with(&name, settings) {
             Ok((lender, kubeconfig)) => {
                 let dir = tempfile::tempdir().expect("a temporary folder");
                 Some(Self { dir, kubeconfig, name, _lender: lender })

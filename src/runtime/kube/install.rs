@@ -13,6 +13,7 @@ mod events;
 mod nodes;
 mod plan;
 mod provide;
+mod relay;
 mod remove;
 mod settle;
 mod watch;
@@ -24,10 +25,11 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     apply::{Change, Mode, apply},
     connection::Connection,
-    detect::{Findings, detect},
+    detect::{Findings, NodePorts, detect},
     entrance::{assume, open},
     plan::{Manifest, plan},
     provide::{Password, provide_keys, provide_password},
+    relay::{Pulls, RegistryRelay, Way, remove_unwanted},
     remove::{Fate, Inventory, inventory, remove},
     settle::{Draft, settle},
     watch::wait_until_ready,
@@ -70,6 +72,9 @@ pub struct Wishes {
     /// Port on the nodes where they reach the registry; images are named by 30500, so another serves no pulls
     #[arg(long, value_name = "PORT", help_heading = "Entrance")]
     pub registry_node_port: Option<u16>,
+    /// Pull images by a relay on each node, in place of a node port [default: auto, by what is seen of the cluster]
+    #[arg(long, value_enum, value_name = "WHEN", help_heading = "Entrance")]
+    pub registry_relay: Option<RegistryRelay>,
 
     /// Storage class of the daemon's volume [default: the cluster's default class]
     #[arg(long, value_name = "CLASS", help_heading = "Storage")]
@@ -187,6 +192,8 @@ pub struct Installation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     pub registry_node_port: u16,
+    #[serde(default)]
+    pub pulls: Pulls,
     /// Where pods are: builds do not reach them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pod_networks: Vec<String>,

@@ -234,6 +234,7 @@ fn state(pod: &Pod, container: Option<&ContainerStatus>) -> InstanceState {
         return ended;
     }
     match trouble::of_pod(pod) {
+        Some(cause) if trouble::passes(&cause) => InstanceState::Waiting { cause },
         Some(cause) => InstanceState::Held { cause },
         None => InstanceState::Starting,
     }

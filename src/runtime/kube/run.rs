@@ -288,7 +288,7 @@ impl Following<'_> {
             self.told = Some(cause.clone());
             say(self.log, ORIGIN, format!("waiting: {cause}")).await;
         }
-        let is_missing = cause.contains("cannot be pulled") && cause.contains("not found");
+        let is_missing = cause.contains("cannot be pulled") && !trouble::passes(&cause);
         let patience = if is_missing { PULL_PATIENCE } else { PATIENCE };
         if since.elapsed() >= patience {
             return Err(self.lost(&cause));

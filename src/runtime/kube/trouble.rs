@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
+use crate::model::REGISTRY_NAME;
+
 /// What keeps a pod from starting, as far as it says so itself.
 pub(super) fn of_pod(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
@@ -26,9 +28,7 @@ fn of_container(status: &ContainerStatus) -> Option<String> {
     let message = waiting.message.as_deref().unwrap_or_default();
     let image = &status.image;
     match waiting.reason.as_deref()? {
-        "ErrImagePull" | "ImagePullBackOff" => Some(format!(
-            "the image {image} cannot be pulled: {message}; images come from the daemon's registry, which every node has to reach under this name"
-        )),
+        "ErrImagePull" | "ImagePullBackOff" => Some(format!("the image {image} {UNPULLED}: {}", of_pull(message))),
         "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
             Some(format!("the image {image} cannot be used: {message}"))
         }
@@ -37,6 +37,27 @@ fn of_container(status: &ContainerStatus) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Why an image does not come. Where nobody answers on the node itself, the message alone helps nobody.
+fn of_pull(message: &str) -> String {
+    let silent = ["connection refused", "i/o timeout"].into_iter().find(|silent| message.contains(silent));
+    match silent.filter(|_| message.contains(&format!("dial tcp {REGISTRY_NAME}"))) {
+        Some(silent) => format!(
+            "nobody answers on {REGISTRY_NAME} of its node ({silent}): either the daemon is being replaced just now, or ports of \
+             services do not answer there (kube-proxy in IPVS or nftables mode, Cilium, localhostNodePorts: false); then \
+             'epiniod install --registry-relay always' puts a relay on each node"
+        ),
+        None => {
+            format!("{message}; images come from the daemon's registry, which every node has to reach under this name")
+        }
+    }
+}
+
+/// Whether it passes by itself as a rule: who pulls an image tries again and again, and only one that is not there never
+/// comes.
+pub(super) fn passes(cause: &str) -> bool {
+    cause.contains(UNPULLED) && !cause.contains("not found")
 }
 
 fn failed(reason: &str, message: &str) -> Option<String> {
@@ -67,4 +88,32 @@ pub(super) fn of_creation(message: &str) -> String {
         return format!("an admission webhook of the cluster forbids it: {message}");
     }
     format!("the cluster makes no pod for it: {message}")
+}
+
+const UNPULLED: &str = "cannot be pulled";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_registry_that_is_silent_may_come_back_and_an_image_that_is_not_there_will_not() {
+        let pull = "failed to do request: Head \"http://127.0.0.1:30500/v2/a/b/manifests/sha256:1\": dial tcp 127.0.0.1:30500: connect:";
+        for (message, wanted, may_pass) in [
+            (&*format!("{pull} connection refused"), "'epiniod install --registry-relay always'", true),
+            (&*format!("{pull} i/o timeout"), "nobody answers on 127.0.0.1:30500 of its node (i/o timeout)", true),
+            ("127.0.0.1:30500/a/b@sha256:1: not found", "every node has to reach", false),
+            ("dial tcp 192.0.2.1:443: connect: connection refused", "every node has to reach", true),
+        ] {
+            let status = json!({
+                "name": "app", "image": "127.0.0.1:30500/a/b@sha256:1", "imageID": "", "ready": false, "restartCount": 0,
+                "state": { "waiting": { "reason": "ImagePullBackOff", "message": message } },
+            });
+            let cause = of_container(&serde_json::from_value(status).unwrap()).unwrap();
+            assert!(cause.contains("cannot be pulled") && cause.contains(wanted), "{cause}");
+            assert_eq!(passes(&cause), may_pass, "{cause}");
+        }
+    }
 }

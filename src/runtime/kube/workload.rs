@@ -29,6 +29,7 @@ use super::{
     call::{call, call_unless_missing},
     job::resources,
     names, observe,
+    user::{self, User},
 };
 use crate::{
     model::{AppName, Digest, Namespace, ReleaseId, Route},
@@ -62,7 +63,7 @@ pub(super) struct Applied {
 pub(super) async fn apply(cluster: &Cluster, workload: &Workload) -> Result<(), Error> {
     let id = &workload.id;
     let system = cluster.settings.namespace.as_str();
-    let deployment = deployment(system, workload);
+    let deployment = deployment(system, workload, user::of_image(cluster, &workload.image).await?);
     let wanted = Digest::of(deployment.to_string().as_bytes());
     if is_applied(cluster, id, wanted) {
         return Ok(());
@@ -252,8 +253,12 @@ fn service(system: &str, id: &ReleaseId) -> Value {
     })
 }
 
-fn deployment(system: &str, workload: &Workload) -> Value {
+fn deployment(system: &str, workload: &Workload, user: Option<User>) -> Value {
     let id = &workload.id;
+    let mut security = json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } });
+    if let Some(User { uid, gid }) = user {
+        (security["runAsUser"], security["runAsGroup"]) = (json!(uid), json!(gid));
+    }
     let answers = json!({ "port": PORT });
     let container = json!({
         "name": CONTAINER,
@@ -286,7 +291,7 @@ fn deployment(system: &str, workload: &Workload) -> Value {
                     "enableServiceLinks": false,
                     "terminationGracePeriodSeconds": UNNOTICED + GRACE,
                     "imagePullSecrets": [{ "name": names::PULL_SECRET }],
-                    "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
+                    "securityContext": security,
                     "containers": [container],
                 },
             },

@@ -8,42 +8,21 @@ use std::{
 };
 
 use super::spec::{RANGE, User};
-use crate::runtime::CNB_ID;
+use crate::{oci::ImageUser, runtime::CNB_ID};
 
 /// Larger files of users are nobody's, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// `USER`, `USER:GROUP`, each a number or a name. A group that is not named is the user's own; who is nobody in the image
-/// is the CNB user.
+/// A group that is not named is the user's own; who is nobody in the image is the CNB user.
 pub(super) fn resolve(user: Option<&str>, layers: &[PathBuf]) -> User {
-    let text = user.unwrap_or_default();
-    let (name, group) = text.split_once(':').map_or((text, None), |(name, group)| (name, Some(group)));
-    let entry = || {
-        let passwd = file(layers, "etc/passwd").unwrap_or_default();
-        let is_meant = |fields: &[&str]| fields.first() == Some(&name) || fields.get(2) == Some(&name);
-        entry_of(&passwd, is_meant, [2, 3])
+    let user = ImageUser::parse(user.unwrap_or_default());
+    let (passwd, groups) = match user.numbers() {
+        Some(_) => Default::default(),
+        None => (file(layers, "etc/passwd").unwrap_or_default(), file(layers, "etc/group").unwrap_or_default()),
     };
-    let (uid, own_group) = match name.parse::<u32>() {
-        Ok(uid) => (uid, entry().and_then(|[_, gid]| gid).unwrap_or(uid)),
-        Err(_) => entry().map_or((CNB_ID, CNB_ID), |[uid, gid]| (uid.unwrap_or(CNB_ID), gid.unwrap_or(CNB_ID))),
-    };
-    let gid = match group.map(|group| (group, group.parse::<u32>())) {
-        None => own_group,
-        Some((_, Ok(gid))) => gid,
-        Some((group, Err(_))) => {
-            let groups = file(layers, "etc/group").unwrap_or_default();
-            let found = entry_of(&groups, |fields| fields.first() == Some(&group), [2, 2]);
-            found.and_then(|[gid, _]| gid).unwrap_or(own_group)
-        }
-    };
+    let uid = user.uid(&passwd).unwrap_or(CNB_ID);
+    let gid = user.named_group(&groups).or_else(|| user.own_group(&passwd)).unwrap_or(uid);
     if uid < RANGE && gid < RANGE { User { uid, gid } } else { User::of(CNB_ID) }
-}
-
-/// Two fields of the first line that is meant.
-fn entry_of(text: &str, is_meant: impl Fn(&[&str]) -> bool, fields: [usize; 2]) -> Option<[Option<u32>; 2]> {
-    let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let line = lines.find(|line| is_meant(line))?;
-    Some(fields.map(|field| line.get(field).and_then(|text| text.parse().ok())))
 }
 
 /// A file of the highest layer that has it. Links of the image are not followed: they may lead anywhere.

@@ -35,6 +35,10 @@ use crate::support::Daemon;
 /// Neither is the CNB user of our own images.
 pub const UID: u32 = 1002;
 pub const GID: u32 = 1003;
+/// Who is named in a run image.
+pub const WEB: u32 = 1004;
+pub const STAFF: u32 = 1005;
+pub const OTHERS: u32 = 1006;
 const READER: &str = "reader:secret";
 const TOKEN: &str = "a-token-of-the-registry";
 /// What our own client says when it writes.
@@ -82,6 +86,12 @@ impl Image {
         self
     }
 
+    /// Whom it runs as, as its configuration has it.
+    pub fn with_user(mut self, user: &str) -> Self {
+        self.config.config.user = Some(user.to_owned());
+        self
+    }
+
     pub fn with_env(mut self, name: &str, value: &str) -> Self {
         self.config.config.env.get_or_insert_default().push(format!("{name}={value}"));
         self
@@ -100,14 +110,22 @@ impl Image {
 
 /// What the label of an application's image says of its run image.
 pub fn run_image_of(daemon: &Daemon, app: &str) -> serde_json::Value {
+    let label = &config_of(daemon, app).labels.unwrap()["io.buildpacks.lifecycle.metadata"];
+    let label: serde_json::Value = serde_json::from_str(label).unwrap();
+    label["runImage"].clone()
+}
+
+/// Whom an application's image says that it runs as.
+pub fn user_of(daemon: &Daemon, app: &str) -> String {
+    config_of(daemon, app).user.unwrap()
+}
+
+fn config_of(daemon: &Daemon, app: &str) -> ExecutionConfig {
     let shown = daemon.run(["apps", "show", app, "--output", "json"]);
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let read = |digest: &Digest| fs::read(blob(daemon, digest)).unwrap();
     let app: Manifest = serde_json::from_slice(&read(&digest_in(shown["image_url"].as_str().unwrap()))).unwrap();
-    let config: ConfigFile = serde_json::from_slice(&read(&app.config.digest)).unwrap();
-    let label = &config.config.labels.unwrap()["io.buildpacks.lifecycle.metadata"];
-    let label: serde_json::Value = serde_json::from_str(label).unwrap();
-    label["runImage"].clone()
+    serde_json::from_slice::<ConfigFile>(&read(&app.config.digest)).unwrap().config
 }
 
 fn digest_in(name: &str) -> Digest {
@@ -124,6 +142,14 @@ pub fn run_image(base: &Image, mark: &str) -> Image {
         .with_label("io.buildpacks.base.distro.version", &json!("7"));
     let config = ExecutionConfig { user: Some(format!("{UID}:{GID}")), ..image.config.config.clone() };
     Image { config: ConfigFile { config, ..image.config.clone() }, ..image }
+}
+
+/// The same for a user who has a name: `web`, of the group `staff`, whose other group is `others`.
+pub fn run_image_of_web(base: &Image, mark: &str) -> Image {
+    run_image(base, mark).with_user("web").with_layer(|layer| {
+        file(layer, "etc/passwd", 0o644, &format!("root:x:0:0::/root:/bin/sh\nweb:x:{WEB}:{STAFF}::/:/bin/sh\n"));
+        file(layer, "etc/group", 0o644, &format!("root:x:0:\nstaff:x:{STAFF}:\nothers:x:{OTHERS}:\n"));
+    })
 }
 
 /// A builder: two buildpacks that take part or not, in layers as they are found in the wild.

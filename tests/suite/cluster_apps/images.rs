@@ -19,7 +19,7 @@ fn a_cluster_and_one_machine_make_the_same_images() {
     }
 }
 
-fn image(daemon: &Daemon, app: &str) -> String {
+pub(super) fn image(daemon: &Daemon, app: &str) -> String {
     let shown: serde_json::Value =
         serde_json::from_str(&daemon.run(["apps", "show", app, "--output", "json"])).expect("JSON");
     let image = shown["image_url"].as_str().expect("an image").to_owned();

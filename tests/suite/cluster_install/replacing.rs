@@ -11,9 +11,9 @@ use crate::{
 /// Deletions; `EPINIOD_TEST_CLUSTER_KILLS` sets another number.
 const DELETIONS: usize = 4;
 /// Another one makes other delays; `EPINIOD_TEST_SEED` sets it.
-const SEED: u64 = 20_261_126;
+pub(super) const SEED: u64 = 20_261_126;
 /// Lines that each build writes, and how long that takes.
-const LINES: usize = 150;
+pub(super) const LINES: usize = 150;
 const BUILD: &str = "import time\nfor number in range(LINES):\n    say(f\"number {number}\")\n    time.sleep(0.02)";
 /// What is added to the source, so that the upload takes a while.
 const BALLAST: usize = 48 << 20;
@@ -55,7 +55,7 @@ fn a_daemon_whose_pod_is_deleted_loses_no_push_and_leaves_nothing() {
     nothing_is_left(&place, &data);
 }
 
-fn edit(source: &Path, text: &str, random: &mut SplitMix) {
+pub(super) fn edit(source: &Path, text: &str, random: &mut SplitMix) {
     let _ = fs::remove_dir_all(source);
     fs::create_dir_all(source).expect("a folder");
     python(source, text, &BUILD.replace("LINES", &LINES.to_string()));
@@ -81,22 +81,27 @@ fn interrupted_push_ends(place: &Place, source: &Path, round: usize, after: &str
         !now.is_empty() && now != before
     });
     wait_until("the next daemon answers", Duration::from_secs(60), || place.epiniod(&["info"]).status.success());
-    let heard: Vec<&str> = said.lines().filter_map(|line| line.trim().strip_prefix("number ")).collect();
-    let wanted: Vec<String> = (0..LINES).map(|number| number.to_string()).collect();
-    assert_eq!(heard, wanted, "round {round}: what the client was told has a gap or a line twice:\n{said}");
-    let log = place.run(&["apps", "logs", "numbers", "--staging"]);
-    let kept = log.lines().filter(|line| line.contains("number ")).count();
-    assert_eq!(kept, LINES, "round {round}: the log has a gap or a line twice:\n{log}");
+    nothing_is_missing(place, &said);
 }
 
-fn pod(place: &Place) -> String {
+/// Every line of the build was told once, and is kept once.
+pub(super) fn nothing_is_missing(place: &Place, said: &str) {
+    let heard: Vec<&str> = said.lines().filter_map(|line| line.trim().strip_prefix("number ")).collect();
+    let wanted: Vec<String> = (0..LINES).map(|number| number.to_string()).collect();
+    assert_eq!(heard, wanted, "what the client was told has a gap or a line twice:\n{said}");
+    let log = place.run(&["apps", "logs", "numbers", "--staging"]);
+    let kept = log.lines().filter(|line| line.contains("number ")).count();
+    assert_eq!(kept, LINES, "the log has a gap or a line twice:\n{log}");
+}
+
+pub(super) fn pod(place: &Place) -> String {
     let selector = "app.kubernetes.io/component=daemon";
     let phase = "--field-selector=status.phase=Running";
     place.kubectl(&["get", "pods", "-n", "epiniod", "-l", selector, phase, "-o", "jsonpath={.items[0].metadata.name}"])
 }
 
 /// Of builds nothing is left in the cluster, and of the application nothing at all.
-fn nothing_is_left(place: &Place, data: &str) {
+pub(super) fn nothing_is_left(place: &Place, data: &str) {
     let builds = ["get", "jobs,pods,secrets", "-n", "epiniod-builds", "-l", "epiniod.dev/staging", "-o", "name"];
     wait_until("nothing is left of builds", Duration::from_secs(60), || place.kubectl(&builds).is_empty());
     let app = ["get", "all,secrets", "-n", "workspace", "-l", "epiniod.dev/app=numbers", "-o", "name"];

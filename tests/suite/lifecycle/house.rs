@@ -233,6 +233,7 @@ impl Shelf {
             tag: tag.to_owned(),
             run_image: self.run_image.clone(),
             run_image_name: None,
+            run_user: None,
             user: CnbUser::EMBEDDED,
             previous: previous.cloned(),
             cache_repository: CACHE.to_owned(),

@@ -142,8 +142,14 @@ impl Cluster {
 
 /// Borrows a cluster of this name until the lender's stdin is closed; its kubeconfig, or why there is none.
 pub fn borrow(name: &str) -> Result<(Child, PathBuf), String> {
+    borrow_with(name, &[])
+}
+
+/// The same, made with settings: variables that `tests/cluster/up` explains.
+pub fn borrow_with(name: &str, settings: &[(&str, &str)]) -> Result<(Child, PathBuf), String> {
     // Not in this process's group: a signal to all of that is not for who cleans up.
     let mut lender = script("lend", name)
+        .envs(settings.iter().copied())
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -120,7 +120,8 @@ impl Findings {
         let node_ports = match &self.node_ports {
             NodePorts::Answer(why) => format!("answer on the nodes' 127.0.0.1 ({why})"),
             NodePorts::DoNot(why) => format!(
-                "do not answer on the nodes' 127.0.0.1 ({why}): the nodes cannot pull images of applications from there"
+                "do not answer on the nodes' 127.0.0.1 ({why}); unless --registry-relay says otherwise, images are pulled by a \
+                 relay on each node"
             ),
             NodePorts::Unknown => "whether they answer on the nodes' 127.0.0.1 cannot be seen from here; kube-proxy \
                                    in iptables mode does it"

@@ -14,6 +14,8 @@ pub struct Node {
     pub architecture: String,
     /// Container runtime and version, such as `containerd://1.7.2`.
     pub runtime: String,
+    /// Its kubelet says that it is.
+    pub is_ready: bool,
     /// Takes pods of ours.
     pub is_open: bool,
     /// Where its pods are.
@@ -63,6 +65,7 @@ impl Node {
             name: node.name_any(),
             hostname: node.labels().get("kubernetes.io/hostname").cloned().unwrap_or_else(|| node.name_any()),
             address: address("ExternalIP").or_else(|| address("InternalIP")),
+            is_ready: ready,
             is_open: ready && !tainted && spec.unschedulable != Some(true) && info.operating_system == "linux",
             architecture: info.architecture,
             runtime: info.container_runtime_version,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use kube::api::TypeMeta;
 use serde_json::{Value, json};
 
-use super::{ADMIN_SECRET, BUCKET_SECRET, Entrance, Exposure, Installation, Storage};
+use super::{ADMIN_SECRET, BUCKET_SECRET, Entrance, Exposure, Installation, Storage, relay};
 use crate::{model::Digest, oci::architecture};
 
 /// One object, as text and as what is sent.
@@ -57,6 +57,7 @@ pub fn plan(installation: &Installation) -> Vec<Manifest> {
         templates.push(TRUST);
     }
     templates.push(SERVICES);
+    templates.extend(relay::template(installation));
     if matches!(installation.entrance, Entrance::Traefik { .. }) {
         templates.push(TRAEFIK);
     }
@@ -137,7 +138,10 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         ("traefik_service_type", service_type(traefik).to_owned()),
         ("entrance_why", entrance_why(edge).to_owned()),
         ("traefik_entrance_why", entrance_why(traefik).to_owned()),
-        ("registry_node_port", installation.registry_node_port.to_string()),
+        ("registry_type", relay::service_type(installation).to_owned()),
+        ("registry_why", relay::why(installation).to_owned()),
+        ("registry_port", flow(&relay::service_port(installation))),
+        ("relay_selector", flow(&node_selector(None))),
         ("size", text(size)),
         ("path", text(path)),
         ("node", text(installation.node.as_deref().unwrap_or_default())),
@@ -333,6 +337,7 @@ mod tests {
             storage,
             node: None,
             registry_node_port: 30500,
+            pulls: relay::Pulls::default(),
             pod_networks: vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/56".to_owned()],
             debian_mirror: None,
             debian_security_mirror: None,
@@ -364,7 +369,10 @@ mod tests {
         vec![
             installation(Entrance::Edge(Exposure::LoadBalancer), claim(None)),
             installation(Entrance::Class("nginx".to_owned()), claim(Some("fast"))),
-            installation(traefik(Exposure::LoadBalancer), Storage::Ephemeral),
+            Installation {
+                pulls: relay::Pulls { wish: relay::RegistryRelay::Auto, by: relay::Way::Relay },
+                ..installation(traefik(Exposure::LoadBalancer), Storage::Ephemeral)
+            },
             installation(traefik(Exposure::HostPorts), Storage::Ephemeral),
             odd,
         ]
@@ -414,15 +422,15 @@ mod tests {
                 let found = manifests.iter().find(|manifest| (manifest.kind(), manifest.name()) == ("Namespace", name));
                 found.map(|found| found.object["metadata"]["labels"]["pod-security.kubernetes.io/enforce"].clone())
             };
-            [level("epiniod"), level("epiniod-builds"), level("epiniod-ingress")]
+            [level("epiniod"), level("epiniod-builds"), level("epiniod-ingress"), level("epiniod-relay")]
                 .map(|level| level.map_or("", |level| if level == "privileged" { "privileged" } else { "restricted" }))
         });
         let levels: Vec<_> = levels.collect();
-        assert_eq!(levels[0], ["restricted", "restricted", ""]);
-        assert_eq!(levels[1], ["restricted", "restricted", ""]);
-        assert_eq!(levels[2], ["restricted", "restricted", "restricted"]);
-        assert_eq!(levels[3], ["restricted", "restricted", "privileged"]);
-        assert_eq!(levels[4], ["privileged", "restricted", ""]);
+        assert_eq!(levels[0], ["restricted", "restricted", "", ""]);
+        assert_eq!(levels[1], ["restricted", "restricted", "", ""]);
+        assert_eq!(levels[2], ["restricted", "restricted", "restricted", "privileged"]);
+        assert_eq!(levels[3], ["restricted", "restricted", "privileged", ""]);
+        assert_eq!(levels[4], ["privileged", "restricted", "", ""]);
     }
 
     #[test]

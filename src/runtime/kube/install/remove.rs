@@ -11,7 +11,7 @@ use kube::{
     api::{DeleteParams, ListParams, TypeMeta},
 };
 
-use super::{Connection, DAEMON, Error, SYSTEM, failed};
+use super::{Connection, DAEMON, Error, SYSTEM, failed, relay};
 use crate::runtime::kube::names;
 
 /// Whether applications go, too.
@@ -25,7 +25,7 @@ pub enum Fate {
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
     namespace: String,
-    /// Of the daemon, of builds, of an ingress controller that was brought along.
+    /// Of the daemon, of builds, of an ingress controller that was brought along, of the relay.
     pub namespaces: Vec<String>,
     /// With applications in them, which this installation made.
     pub applications: Vec<String>,
@@ -56,7 +56,7 @@ pub async fn inventory(cluster: &Connection, namespace: &str) -> Result<Inventor
         .map_err(failed(doing))?
         .items;
     let system = |found: &Namespace| found.labels().get(SYSTEM).cloned();
-    let own = [namespace.to_owned(), format!("{namespace}-builds"), format!("{namespace}-ingress")];
+    let own = ["", "-builds", "-ingress", relay::SUFFIX].map(|suffix| format!("{namespace}{suffix}"));
     let (mut inventory, mut unclaimed) =
         (Inventory { namespace: namespace.to_owned(), ..Inventory::default() }, Vec::new());
     for found in ours {
@@ -143,7 +143,11 @@ async fn stop_daemon(cluster: &Connection, namespace: &str) -> Result<(), Error>
     Ok(())
 }
 
-async fn wait_until_gone(cluster: &Connection, names: &[String], tell: &mut impl FnMut(&str)) -> Result<(), Error> {
+pub(super) async fn wait_until_gone(
+    cluster: &Connection,
+    names: &[String],
+    tell: &mut impl FnMut(&str),
+) -> Result<(), Error> {
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     let until = Instant::now() + GOING;
     for name in names {

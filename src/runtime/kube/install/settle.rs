@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use super::{Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes};
+use super::{
+    Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes, relay,
+};
 use crate::model::Route;
 
 /// An installation whose entrance may have to be opened first, for its domain to be known.
@@ -62,6 +64,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
             .registry_node_port
             .or(before.map(|before| before.registry_node_port))
             .unwrap_or(REGISTRY_NODE_PORT),
+        pulls: relay::pulls(wishes, before, found),
         pod_networks: pod_networks(wishes, before, found),
         debian_mirror: wishes.debian_mirror.clone().or_else(|| before?.debian_mirror.clone()),
         debian_security_mirror: wishes
@@ -347,7 +350,7 @@ const ELSEWHERE: &str = "keep the data in a directory of a node with --storage-p
                          the pod with --ephemeral-storage (lost with the pod)";
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::runtime::kube::install::{
         detect::{Class, NodePorts},
@@ -356,7 +359,7 @@ mod tests {
 
     const IMAGE: &str = "localhost/epiniod:2";
 
-    fn cluster() -> Findings {
+    pub fn cluster() -> Findings {
         Findings {
             version: "v1.34.0".to_owned(),
             distribution: Distribution::Other,

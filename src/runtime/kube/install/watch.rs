@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{DaemonSet, Deployment},
     core::v1::{ContainerStatus, Pod},
 };
 use kube::{
@@ -15,13 +15,13 @@ use kube::{
 };
 
 use super::{
-    Connection, DAEMON, DAEMON_PODS, Entrance, Error, Findings, Installation, Storage, detect,
+    Connection, DAEMON, DAEMON_PODS, Entrance, Error, Findings, Installation, Storage, Way, detect,
     events::{self, Warning},
-    failed,
+    failed, relay,
 };
 use crate::runtime::kube::trouble;
 
-/// Waits until the daemon answers, and Traefik where it was brought along. Each new state is told once.
+/// Waits until the daemon answers, and Traefik and the relay where they were brought along. Each new state is told once.
 pub async fn wait_until_ready(
     cluster: &Connection,
     installation: &Installation,
@@ -37,13 +37,24 @@ pub async fn wait_until_ready(
             name: "traefik",
             pods: "app.kubernetes.io/name=traefik",
         };
-        Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await?;
+        Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
+            .wait(&mut tell)
+            .await?;
     }
     let part = Part { namespace, name: DAEMON, pods: DAEMON_PODS };
-    Waiting { cluster, installation, found, part, until, stuck: None, first: None }.wait(&mut tell).await
+    Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
+        .wait(&mut tell)
+        .await?;
+    if installation.pulls.by == Way::Relay {
+        let part = Part { namespace: &format!("{namespace}{}", relay::SUFFIX), name: relay::NAME, pods: relay::PODS };
+        Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
+            .wait(&mut tell)
+            .await?;
+    }
+    Ok(())
 }
 
-/// A deployment of ours.
+/// A deployment of ours, or the daemon set of the relay.
 struct Part<'a> {
     namespace: &'a str,
     name: &'static str,
@@ -76,13 +87,18 @@ struct Waiting<'a> {
     stuck: Option<Instant>,
     /// The time of the warning that was there already: only a later one says that it is still so.
     first: Option<i64>,
+    /// The pod, and how often it had ended when it was first looked at: only another end says that it is still so.
+    first_seen: Option<(String, i32)>,
 }
 
 impl Waiting<'_> {
     async fn wait(mut self, tell: &mut impl FnMut(&str)) -> Result<(), Error> {
         let mut told = String::new();
         loop {
-            let state = self.look().await?;
+            let state = match self.part.name {
+                relay::NAME => self.look_at_relay().await?,
+                _ => self.look().await?,
+            };
             let (text, over, next) = match state {
                 State::Ready => return Ok(()),
                 State::Crashed { cause, pod } => return Err(self.crashed(cause, &pod).await),
@@ -97,7 +113,7 @@ impl Waiting<'_> {
             };
             if over || Instant::now() >= self.until {
                 let next = next.replace("NAMESPACE", self.part.namespace);
-                return Err(Error::NotReady { cause: text, details: String::new(), next });
+                return Err(Error::NotReady { cause: self.named(text), details: String::new(), next });
             }
             if text != told {
                 tell(&format!("{}: {text}", self.part.name));
@@ -126,14 +142,33 @@ impl Waiting<'_> {
         }
     }
 
+    async fn look_at_relay(&mut self) -> Result<State, Error> {
+        let Part { namespace, name, pods: selector } = self.part;
+        let doing = || format!("looking at daemon set {namespace}/{name}");
+        let sets: Api<DaemonSet> = Api::namespaced(self.cluster.client.clone(), namespace);
+        let set = sets.get(name).await.map_err(failed(doing()))?;
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), namespace);
+        let pods = pods.list(&ListParams::default().labels(selector)).await.map_err(failed(doing()))?.items;
+        if relay::is_everywhere(&set, &self.found.nodes) {
+            return Ok(State::Ready);
+        }
+        match relay::missing(&pods, &self.found.nodes) {
+            Some(pod) => Ok(self.look_at(pod).await),
+            None => Ok(State::Going("its pods are replaced, node by node".to_owned())),
+        }
+    }
+
     async fn look_at(&mut self, pod: &Pod) -> State {
         let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
         let container = statuses.into_iter().next();
         if let Some(state) = container.and_then(|container| self.without_image(pod, container)) {
             return state;
         }
-        if let Some(cause) = container.and_then(crash) {
-            return State::Crashed { cause, pod: pod.name_any() };
+        let is_news = self.has_ended_again(pod, container);
+        match container.and_then(crash) {
+            Some(cause) if is_news => return State::Crashed { cause, pod: pod.name_any() },
+            Some(cause) => return State::Going(format!("{cause}; waiting for the next try")),
+            None => {}
         }
         let running = container.and_then(|c| c.state.as_ref()).is_some_and(|state| state.running.is_some());
         if running {
@@ -150,6 +185,15 @@ impl Waiting<'_> {
             Some(cause) => State::Stuck { cause, patience: PATIENCE, next: LOOK_AT_PODS.to_owned() },
             None => State::Going("its node fetches the image and makes the container".to_owned()),
         }
+    }
+
+    /// Whether the container ended since its pod was first looked at.
+    fn has_ended_again(&mut self, pod: &Pod, container: Option<&ContainerStatus>) -> bool {
+        let (name, restarts) = (pod.name_any(), container.map_or(0, |container| container.restart_count));
+        if self.first_seen.as_ref().is_none_or(|(seen, _)| *seen != name) {
+            self.first_seen = Some((name, restarts));
+        }
+        self.first_seen.as_ref().is_some_and(|(_, seen)| restarts > *seen)
     }
 
     /// What the cluster says of the daemon's volume, else of the pod.
@@ -200,6 +244,11 @@ impl Waiting<'_> {
         Some(State::Stuck { cause, patience: IMAGE_PATIENCE, next })
     }
 
+    /// Of what it is the cause, where that is not the daemon.
+    fn named(&self, cause: String) -> String {
+        if self.part.name == DAEMON { cause } else { format!("{}: {cause}", self.part.name) }
+    }
+
     /// What the container said before it ended.
     async fn crashed(&self, cause: String, pod: &str) -> Error {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), self.part.namespace);
@@ -209,7 +258,7 @@ impl Waiting<'_> {
             details = pods.logs(pod, &last(false)).await.unwrap_or_default();
         }
         let next = "correct what its last lines above name, and repeat the command".to_owned();
-        Error::NotReady { cause, details: details.trim_end().to_owned(), next }
+        Error::NotReady { cause: self.named(cause), details: details.trim_end().to_owned(), next }
     }
 }
 
