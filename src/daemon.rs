@@ -38,7 +38,8 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
         Some(kubernetes) => Some(Place::connect(kubernetes, &config).await?),
         None => None,
     };
-    let Some(leadership) = standby::until_leading(place.as_ref(), &api, &control).await? else { return Ok(()) };
+    let stead = place.as_ref().map(|_| standby::Stead::answer(&api)).transpose()?;
+    let Some(leadership) = standby::until_leading(place.as_ref(), &control).await? else { return Ok(()) };
     let house = House::build(&config, api_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
 
@@ -46,12 +47,16 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let run_file = RunFile::write(&config.data_dir, api_address, registry_address, mode).map_err(Error::RunFile)?;
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
+    drop(stead);
     tasks.spawn(Arc::clone(&house.apps).run(stop.clone()));
     tasks.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
     tasks.spawn(serve_registry(registry, house.registry_router(), stop.clone()));
     tasks.spawn(collect::run(house.garbage(), stop.clone()));
     if let Some(reports) = house.reports.clone() {
         tasks.spawn(reports.run(stop.clone()));
+    }
+    if let Some(traffic) = place.as_ref().and_then(Place::traffic) {
+        tasks.spawn(traffic.keep(stop.clone()));
     }
     tasks.close();
     tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");

@@ -23,6 +23,8 @@ pub(super) struct Place {
     pub settings: Kubernetes,
     pub connection: Cluster,
     terms: Terms,
+    /// This machine, or this pod.
+    host: String,
     identity: String,
     _data_dir: Option<Flock<fs::File>>,
 }
@@ -45,7 +47,13 @@ impl Place {
             Some(_) => format!("{host}-{}", &Digest::of(data_dir.as_os_str().as_encoded_bytes()).hex()[..12]),
             None => format!("{host}-{}", std::process::id()),
         };
-        Ok(Self { settings: settings.clone(), connection, terms, identity, _data_dir: data_dir_lock })
+        Ok(Self { settings: settings.clone(), connection, terms, host, identity, _data_dir: data_dir_lock })
+    }
+
+    /// None for a daemon outside of the cluster: nodes are told its address.
+    pub fn traffic(&self) -> Option<kube::Traffic> {
+        let (is_inside, namespace) = (self.settings.is_inside(), &self.settings.namespace);
+        is_inside.then(|| kube::Traffic::new(&self.connection, namespace, &self.host))
     }
 
     /// Waits until no other daemon of this cluster leads.

@@ -14,6 +14,7 @@ mod observe;
 mod reach;
 mod run;
 mod step;
+mod traffic;
 mod trouble;
 mod visit;
 mod workload;
@@ -40,12 +41,12 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-pub use self::step::run_role;
 use self::{
     call::{call, failed},
     observe::Observed,
     workload::Applied,
 };
+pub use self::{step::run_role, traffic::Traffic};
 use super::{
     Command, Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, Session, StepOutcome, Volumes,
     Workload, WorkloadStatus,

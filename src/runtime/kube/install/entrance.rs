@@ -13,7 +13,7 @@ use super::{
     Connection, Draft, Entrance, Error, Exposure, Findings, Installation, Mode, apply,
     detect::addresses_of,
     failed, plan,
-    settle::{Certainty, magic_domain, uses_host_ports},
+    settle::{Certainty, check_replicas, magic_domain, uses_host_ports},
 };
 
 /// Opens the entrance, and completes the draft with what is known then.
@@ -59,6 +59,7 @@ fn finish(
     balancer: &[String],
     found: &Findings,
 ) -> Result<Installation, Error> {
+    check_replicas(&installation)?;
     if !installation.system_domain.is_empty() {
         return Ok(installation);
     }

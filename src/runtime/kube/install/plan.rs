@@ -138,6 +138,9 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         ("entrance_why", entrance_why(edge).to_owned()),
         ("traefik_entrance_why", entrance_why(traefik).to_owned()),
         ("registry_node_port", installation.registry_node_port.to_string()),
+        ("replicas", installation.replicas.to_string()),
+        ("strategy", flow(&strategy(installation).0)),
+        ("strategy_why", strategy(installation).1.to_owned()),
         ("size", text(size)),
         ("path", text(path)),
         ("node", text(installation.node.as_deref().unwrap_or_default())),
@@ -180,6 +183,20 @@ fn entrance_why(exposure: Option<Exposure>) -> &'static str {
         Some(Exposure::HostPorts) => "From outside it is reached by port 80 of its node.",
         None => "From outside it is reached by way of an ingress controller.",
     }
+}
+
+/// How pods of one version make way for those of another, and why so.
+fn strategy(installation: &Installation) -> (Value, &'static str) {
+    let volume = installation.storage != Storage::Ephemeral || installation.bucket.is_none();
+    if volume {
+        return (json!({ "type": "Recreate" }), "The data is one pod's at a time.");
+    }
+    if installation.entrance == Entrance::Edge(Exposure::HostPorts) {
+        return (json!({ "type": "Recreate" }), "Two pods cannot have the same port of a node.");
+    }
+    let rolling = json!({ "maxSurge": 1, "maxUnavailable": 0 });
+    let why = "Nothing durable is in a pod: the next one waits already when the one that leads goes.";
+    (json!({ "type": "RollingUpdate", "rollingUpdate": rolling }), why)
 }
 
 /// A value in one line, as people write it.
@@ -331,6 +348,7 @@ mod tests {
             system_domain: "apps.example.com".to_owned(),
             entrance,
             storage,
+            replicas: 1,
             node: None,
             registry_node_port: 30500,
             pod_networks: vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/56".to_owned()],

@@ -39,6 +39,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
     let before = found.and_then(|found| found.before.as_ref());
     let (entrance, certainty) = entrance(wishes, before, found)?;
     let storage = storage(wishes, before, found)?;
+    let bucket = bucket(wishes, before)?;
     let node = node(wishes, before, found, &entrance, &storage)?;
     let kept_image = before.map(|before| before.image.clone()).filter(|image| !image.starts_with(IMPORTED));
     let kept_domain = before.filter(|_| wishes.address.is_none()).map(|before| before.system_domain.clone());
@@ -57,6 +58,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
         system_domain,
         entrance,
         storage,
+        replicas: wishes.replicas.or(before.map(|before| before.replicas)).unwrap_or(1),
         node,
         registry_node_port: wishes
             .registry_node_port
@@ -70,9 +72,10 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
             .or_else(|| before?.debian_security_mirror.clone()),
         environment,
         build_ca: authorities(wishes.build_ca_file.as_deref(), "--build-ca-file")?.or_else(|| before?.build_ca.clone()),
-        bucket: bucket(wishes, before)?,
+        bucket,
         bucket_ca: authorities(wishes.s3_ca_file.as_deref(), "--s3-ca-file")?.or_else(|| before?.bucket_ca.clone()),
     };
+    check_replicas(&installation)?;
     Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
 }
 
@@ -335,6 +338,39 @@ fn bucket(wishes: &Wishes, before: Option<&Installation>) -> Result<Option<Bucke
     let endpoint = wishes.s3_endpoint.clone().or_else(|| kept.as_ref()?.endpoint.clone());
     let region = wishes.s3_region.clone().or_else(|| kept.as_ref()?.region.clone());
     Ok(Some(Bucket { name, endpoint, region }))
+}
+
+/// Several are for one another only where each finds what the others left, and can be reached in their place.
+pub(super) fn check_replicas(installation: &Installation) -> Result<(), Error> {
+    let replicas = installation.replicas;
+    if replicas == 1 {
+        return Ok(());
+    }
+    if installation.bucket.is_none() {
+        return Err(Error::undecided(
+            format!(
+                "{replicas} replicas cannot share the daemon's volume: images and sources would be one pod's alone"
+            ),
+            "keep them in a bucket with --s3-bucket, from the first install on, as they do not move; or leave --replicas out",
+        ));
+    }
+    if installation.storage != Storage::Ephemeral {
+        return Err(Error::undecided(
+            format!("{replicas} replicas cannot share the daemon's volume, which one pod has at a time"),
+            "leave the storage flags out: what is durable is in the bucket. An installation that has a volume begins anew: \
+             epiniod uninstall, then epiniod install",
+        ));
+    }
+    if installation.entrance == Entrance::Edge(Exposure::HostPorts) {
+        return Err(Error::undecided(
+            format!(
+                "{replicas} replicas cannot have port 80 of one node, by which the daemon's own edge would be reached"
+            ),
+            "put a load balancer in front of them with --expose load-balancer, choose the class of an ingress controller with \
+             --ingress-class, or bring one along with --ingress traefik",
+        ));
+    }
+    Ok(())
 }
 
 const REGISTRY_NODE_PORT: u16 = 30500;
