@@ -144,10 +144,20 @@ impl Apps {
 
     /// Is there a release of this staging, in whatever state?
     pub async fn was_deployed(&self, namespace: &Namespace, name: &AppName, staging: &StageId) -> Result<bool, Error> {
+        Ok(self.release_of(namespace, name, staging).await?.is_some())
+    }
+
+    /// The first release of the image of a staging.
+    pub async fn release_of(
+        &self,
+        namespace: &Namespace,
+        name: &AppName,
+        staging: &StageId,
+    ) -> Result<Option<Release>, Error> {
         let releases = self.objects.list::<Release>(Some(namespace.as_str())).await?;
-        Ok(releases
-            .iter()
-            .any(|stored| stored.value.id.app == *name && stored.value.stage_id.as_ref() == Some(staging)))
+        let of_staging = |release: &Release| release.id.app == *name && release.stage_id.as_ref() == Some(staging);
+        let releases = releases.into_iter().map(|stored| stored.value).filter(of_staging);
+        Ok(releases.min_by_key(|release| release.id.number))
     }
 
     pub async fn logs(

@@ -3,7 +3,10 @@
 mod answer;
 mod wishes;
 
-use std::{io, time::Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
@@ -16,12 +19,17 @@ use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
 use self::wishes::wishes;
-use super::{ApiError, ApiState, applications::find, credential::Caller};
+use super::{ApiError, ApiState, applications::find, credential::Caller, staging::stage_of};
 use crate::{
     apps::{self, Deployment, NewApp},
-    model::{AfterStaging, App, AppChange, AppName, ImageName, Namespace, Phase, Staging, StagingState},
+    model::{AfterStaging, App, AppChange, AppName, ImageName, Namespace, Phase, ReleaseState, Staging, StagingState},
     telemetry,
 };
+
+/// The cause of a push that is not over: whoever listens can do so again.
+pub const STOPPED: &str = "the daemon was stopped; it goes on when it is started again";
+/// How often is looked for the end of a deployment that somebody else began.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// Multipart form, part `file`.
 pub(super) async fn store(
@@ -61,16 +69,38 @@ pub(super) async fn push(
             tokio::spawn(async move { answer::tell(&state, &staging, upload, ended, &sink).await });
             ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
         }
-        Err(error) => {
-            let mut response = (error.status, format!("error: {}\n", error.title)).into_response();
-            if error.status == StatusCode::UNAUTHORIZED {
-                response
-                    .headers_mut()
-                    .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Basic realm=\"epiniod\""));
-            }
-            response
-        }
+        Err(error) => refused(&error),
     }
+}
+
+/// The answer to a push once more, from its first line, whoever took it: for a client whose connection has ended.
+pub(super) async fn rejoin(
+    State(state): State<ApiState>,
+    Path((namespace, name, id)): Path<(String, String, String)>,
+) -> Response {
+    let find = async {
+        let (namespace, id) = stage_of(&(namespace, id))?;
+        let staging = state.stagings.get(&namespace, &id).await?;
+        let is_its = staging.app.as_str() == name;
+        is_its.then_some(staging).ok_or_else(|| ApiError::not_found(format!("staging '{id}' of this application")))
+    };
+    match find.await {
+        Ok(staging) => {
+            let (sink, body) = answer::body();
+            tokio::spawn(async move { answer::tell_again(&state, &staging, &sink).await });
+            ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+fn refused(error: &ApiError) -> Response {
+    let mut response = (error.status, format!("error: {}\n", error.title)).into_response();
+    if error.status == StatusCode::UNAUTHORIZED {
+        let challenge = header::HeaderValue::from_static("Basic realm=\"epiniod\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    response
 }
 
 /// Goes on with the pushes that a daemon before did not finish.
@@ -164,7 +194,7 @@ async fn carry_out(state: ApiState, staging: Staging) -> Result<Pushed, Failure>
     let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
     let staging = state.stagings.wait(&staging.namespace, &staging.id).await?;
     if !staging.state.is_final() {
-        return Err(failed("the daemon was stopped; it goes on when it is started again"));
+        return Err(failed(STOPPED));
     }
     let result = match (&staging.state, &staging.image) {
         (StagingState::Failed { cause }, _) => Err(failed(cause)),
@@ -173,6 +203,39 @@ async fn carry_out(state: ApiState, staging: Staging) -> Result<Pushed, Failure>
     };
     state.stagings.settle(&staging).await?;
     result
+}
+
+/// How a push ends that was begun before, perhaps with another daemon: as the store has it.
+async fn outcome(state: &ApiState, staging: &Staging) -> Result<Pushed, Failure> {
+    let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
+    loop {
+        let staging = state.stagings.wait(&staging.namespace, &staging.id).await?;
+        if let StagingState::Failed { cause } = &staging.state {
+            return Err(failed(cause));
+        }
+        if !staging.state.is_final() || state.pushes.is_closed() {
+            return Err(failed(STOPPED));
+        }
+        let release = state.apps.release_of(&staging.namespace, &staging.app, &staging.id).await?;
+        match release.map(|release| (release.state, release.routes)) {
+            Some((ReleaseState::Active | ReleaseState::Retired, routes)) => {
+                let url = routes.first().map(|route| state.urls.of(route));
+                let url = url.ok_or_else(|| failed("the application has no route"))?;
+                return Ok(Pushed { timings: staging.timings, url });
+            }
+            Some((ReleaseState::Failed { cause }, _)) => return Err(failed(&not_up(&cause))),
+            None if staging.then == AfterStaging::Nothing => {
+                return Err(failed(
+                    "the image was made, and not deployed: a newer push took its place, or the daemon's log says why",
+                ));
+            }
+            Some((ReleaseState::Starting, _)) | None => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+fn not_up(cause: &str) -> String {
+    format!("the new version did not come up: {cause}; what ran before still does")
 }
 
 async fn deploy(state: &ApiState, staging: &Staging, image: ImageName) -> Result<Pushed, Failure> {
@@ -189,8 +252,7 @@ async fn deploy(state: &ApiState, staging: &Staging, image: ImageName) -> Result
     let deployed = match state.apps.deploy(&staging.namespace, &staging.app, deployment).await {
         Ok(deployed) => deployed,
         Err(apps::Error::NotHealthy { cause, last_words, .. }) => {
-            let cause = format!("the new version did not come up: {cause}; what ran before still does");
-            return Err(Failure { last_words, cause });
+            return Err(Failure { last_words, cause: not_up(&cause) });
         }
         Err(error) => return Err(error.into()),
     };

@@ -35,7 +35,13 @@ const ANSWER: Duration = Duration::from_secs(15 * 60);
 /// How long a daemon may take to begin a log, or a connection.
 const UPGRADE: Duration = Duration::from_secs(30);
 /// A connection whose other end is gone is noticed after some of these.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVES: u32 = 3;
+
+/// What is between us and the daemon answers so while there is none.
+const AWAY: [StatusCode; 3] = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+/// The header of answers of an API itself.
+const OF_THE_API: &str = "epinio-version";
 
 /// A daemon, and who we are to it.
 pub struct Client {
@@ -54,6 +60,8 @@ impl Client {
             .dns_resolver(Arc::new(Resolver))
             .connect_timeout(CONNECT)
             .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(KEEPALIVES)
             .http1_only();
         if is_this_machine(&url) {
             builder = builder.no_proxy();
@@ -90,7 +98,11 @@ impl Client {
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
+        let ours = response.headers().contains_key(OF_THE_API);
         let text = response.text().await.map_err(Error::Broken)?;
+        if !ours && AWAY.contains(&status) {
+            return Err(Error::NotServed { address: self.settings.api.clone(), status: status.as_u16() });
+        }
         Err(api_error(status.as_u16(), &text))
     }
 

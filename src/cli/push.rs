@@ -1,4 +1,9 @@
 //! `epiniod push`: a folder or an archive becomes a running application.
+//!
+//! A daemon may be replaced in the middle of a push. What was not acknowledged is sent once more; what was is followed
+//! further with the daemon that goes on with it.
+
+mod follow;
 
 use std::{
     io::{self, Write},
@@ -9,10 +14,10 @@ use std::{
 
 use bytes::Bytes;
 use clap::Args;
-use futures::StreamExt as _;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 
+use self::follow::Follower;
 use super::{
     InNamespace, Target,
     client::Client,
@@ -27,6 +32,10 @@ use crate::{
 /// How many packed steps may wait for the network, and how large each is.
 const QUEUE: usize = 8;
 const STEP: usize = 128 << 10;
+
+/// So long a daemon may be away: in a cluster another one leads after twenty seconds at most.
+const AWAY: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long one question may take to be answered while a daemon starts.
 const READY: Duration = Duration::from_secs(2);
@@ -111,18 +120,39 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
         Some(name) => name.clone(),
         None => name_of(&path)?,
     };
+    let mut patience = Patience::new();
     // Who may not push hears it before anything is packed and sent.
-    client.get(&format!("/api/v1/namespaces/{namespace}")).await?;
+    while let Err(error) = client.get(&format!("/api/v1/namespaces/{namespace}")).await {
+        match error {
+            Error::NotServed { .. } => patience.wait(ui, error).await?,
+            error => return Err(error),
+        }
+    }
     ui.say(&format!("pushing {} as application {name} to namespace {namespace}", path.display()));
+    let request = format!("/push/{namespace}/{name}{}", query(wishes, &path));
+    let mut patience = Patience::new();
+    let response = loop {
+        match send(client, ui, &request, &path).await {
+            // Nothing was acknowledged: whatever has become of it, this is the newer one.
+            Err(error) if is_away(&error) => patience.wait(ui, error).await?,
+            sent => break sent?,
+        }
+    };
+    let last = Follower::new(client, ui, &namespace, &name).follow(response).await?;
+    ui.say(&format!("pushed in {:.2} s", started.elapsed().as_secs_f64()));
+    Ok(Pushed { namespace, name, url: last })
+}
+
+/// Sends the source, packed while it is sent; what the daemon answers when it has it.
+async fn send(client: &Client, ui: &Ui, request: &str, path: &Path) -> Result<reqwest::Response, Error> {
     let is_archive = path.is_file();
     let total = if is_archive { path.metadata().ok().map(|metadata| metadata.len()) } else { None };
     let bar = ui.bytes("uploading", total);
     let (parts, queue) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
-    let (source, sink) = (path.clone(), Parts { parts, buffer: Vec::with_capacity(STEP), bar: bar.clone() });
+    let (source, sink) = (path.to_owned(), Parts { parts, buffer: Vec::with_capacity(STEP), bar: bar.clone() });
     let packing = tokio::task::spawn_blocking(move || send_source(&source, sink));
     let body = futures::stream::unfold(queue, |mut queue| async move { queue.recv().await.map(|part| (part, queue)) });
-    let request = format!("/push/{namespace}/{name}{}", query(wishes, &path));
-    let response = client.put_stream(&request, reqwest::Body::wrap_stream(body)).await;
+    let response = client.put_stream(request, reqwest::Body::wrap_stream(body)).await;
     bar.finish_and_clear();
     // What is wrong with the folder is the cause of what the daemon says.
     let packed = packing.await.map_err(|error| Error::Runtime(io::Error::other(error)))?;
@@ -131,9 +161,35 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
         (Ok(_), Ok(skipped)) => skipped.iter().for_each(|name| ui.say(&format!("left out {name}: it is no file"))),
         _ => {}
     }
-    let last = follow(ui, response.map_err(as_push)?).await?;
-    ui.say(&format!("pushed in {:.2} s", started.elapsed().as_secs_f64()));
-    Ok(Pushed { namespace, name, url: last })
+    response.map_err(as_push)
+}
+
+/// Whether a daemon is missing that was there, and another may answer soon.
+fn is_away(error: &Error) -> bool {
+    matches!(error, Error::Unreachable { .. } | Error::NotServed { .. } | Error::Broken(_))
+}
+
+/// Waits for a daemon that is away, but not for ever.
+struct Patience {
+    since: Option<Instant>,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { since: None }
+    }
+
+    /// After this it is worth another try; the error when that was so for too long. The first time is told.
+    async fn wait(&mut self, ui: &Ui, error: Error) -> Result<(), Error> {
+        if self.since.is_none() {
+            ui.say(&format!("{}; waiting for it", crate::telemetry::chain(&error)));
+        }
+        if self.since.get_or_insert_with(Instant::now).elapsed() >= AWAY {
+            return Err(error);
+        }
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
 }
 
 /// A source that is refused is a push that failed.
@@ -142,91 +198,6 @@ fn as_push(error: Error) -> Error {
         Error::Api { status: 413 | 415 | 422, title, .. } => Error::Staging(title),
         error => error,
     }
-}
-
-/// Shows the log; its last line is the URL, or the cause.
-async fn follow(ui: &Ui, response: reqwest::Response) -> Result<String, Error> {
-    let mut stream = response.bytes_stream();
-    let mut rest: Vec<u8> = Vec::new();
-    // What may be the last line; all others are shown as they come.
-    let mut last: Option<String> = None;
-    let mut show = Shown { ui, bar: None, deploys: false };
-    let mut broken = None;
-    while let Some(part) = stream.next().await {
-        match part {
-            Ok(part) => rest.extend_from_slice(&part),
-            Err(error) => {
-                broken = Some(error);
-                break;
-            }
-        }
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let line = String::from_utf8_lossy(&rest[..end]).into_owned();
-            rest.drain(..=end);
-            if let Some(line) = last.take() {
-                show.line(&line);
-            }
-            if is_result(&line) { last = Some(line) } else { show.line(&line) }
-        }
-    }
-    show.end();
-    let cause = last.as_deref().and_then(|line| line.strip_prefix(CAUSE));
-    match (broken, cause, &last) {
-        (None, None, Some(url)) => Ok(url.clone()),
-        (_, Some(cause), _) if show.deploys => Err(Error::Deploy { cause: cause.to_owned(), details: String::new() }),
-        (_, Some(cause), _) => Err(Error::Staging(cause.to_owned())),
-        (Some(error), None, _) => Err(Error::Broken(error)),
-        (None, None, None) => Err(Error::Staging("the daemon did not say how it ended".to_owned())),
-    }
-}
-
-/// What is before the cause of a failure.
-const CAUSE: &str = "error: ";
-
-/// May it be the last line?
-fn is_result(line: &str) -> bool {
-    line.starts_with(CAUSE) || line.starts_with("http://") || line.starts_with("https://")
-}
-
-/// Lines of the log; downloads of packages as a bar where somebody watches.
-struct Shown<'a> {
-    ui: &'a Ui,
-    bar: Option<ProgressBar>,
-    /// The build is done.
-    deploys: bool,
-}
-
-/// The line of the log after which nothing is built any more.
-const DEPLOYING: &str = "===> DEPLOYING";
-
-impl Shown<'_> {
-    fn line(&mut self, line: &str) {
-        self.deploys |= line == DEPLOYING;
-        if self.ui.is_terminal()
-            && let Some((done, total)) = parse_download(line)
-        {
-            let bar = self.bar.get_or_insert_with(|| self.ui.bytes("Debian packages", Some(total)));
-            bar.set_length(total);
-            bar.set_position(done);
-            return;
-        }
-        self.end();
-        self.ui.log(line);
-    }
-
-    fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// `downloaded 1.5 of 28.0 MB of Debian packages`
-fn parse_download(line: &str) -> Option<(u64, u64)> {
-    let rest = line.strip_prefix("downloaded ")?.strip_suffix(" MB of Debian packages")?;
-    let (done, total) = rest.split_once(" of ")?;
-    let bytes = |text: &str| text.parse::<f64>().ok().map(|mega| (mega * 1e6) as u64);
-    Some((bytes(done)?, bytes(total)?))
 }
 
 fn send_source(path: &Path, mut sink: Parts) -> Result<Vec<String>, crate::source::Error> {
@@ -320,11 +291,5 @@ mod tests {
         assert_eq!(name("/x/My App"), Some("my-app".to_owned()));
         assert_eq!(name("/x/2048_game"), Some("game".to_owned()));
         assert_eq!(name("/x/___"), None);
-    }
-
-    #[test]
-    fn downloads_are_recognised() {
-        assert_eq!(parse_download("downloaded 1.5 of 28.0 MB of Debian packages"), Some((1_500_000, 28_000_000)));
-        assert_eq!(parse_download("downloaded nothing"), None);
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Failure, Pushed};
+use super::{Failure, Pushed, outcome};
 use crate::{
     api::ApiState,
     model::{Phase, Staging, StagingState},
@@ -46,9 +46,22 @@ pub(super) async fn tell(
         Ok(()) => ended.await.map_err(Failure::from).and_then(|result| result),
         Err(failure) => Err(failure),
     };
+    tell_end(result, &[(Phase::Upload, upload)], sink).await;
+}
+
+/// The same for a push that goes on already, or is over.
+pub(super) async fn tell_again(state: &ApiState, staging: &Staging, sink: &Sink) {
+    let result = match tell_staging(state, staging, sink).await {
+        Ok(()) => outcome(state, staging).await,
+        Err(failure) => Err(failure),
+    };
+    tell_end(result, &[], sink).await;
+}
+
+async fn tell_end(result: Result<Pushed, Failure>, before: &[(Phase, u64)], sink: &Sink) {
     match result {
         Ok(pushed) => {
-            say(sink, &summary(&[&[(Phase::Upload, upload)], pushed.timings.as_slice()].concat())).await;
+            say(sink, &summary(&[before, pushed.timings.as_slice()].concat())).await;
             say(sink, &pushed.url).await;
         }
         Err(Failure { last_words, cause }) => {

@@ -14,6 +14,7 @@ mod nodes;
 mod plan;
 mod provide;
 mod remove;
+mod replicas;
 mod settle;
 mod watch;
 

@@ -12,8 +12,8 @@ use kube::Api;
 use super::{
     Connection, Draft, Entrance, Error, Exposure, Findings, Installation, Mode, apply,
     detect::addresses_of,
-    failed, plan,
-    settle::{Certainty, check_replicas, magic_domain, uses_host_ports},
+    failed, plan, replicas,
+    settle::{Certainty, magic_domain, uses_host_ports},
 };
 
 /// Opens the entrance, and completes the draft with what is known then.
@@ -59,7 +59,7 @@ fn finish(
     balancer: &[String],
     found: &Findings,
 ) -> Result<Installation, Error> {
-    check_replicas(&installation)?;
+    replicas::check(&installation)?;
     if !installation.system_domain.is_empty() {
         return Ok(installation);
     }

@@ -444,6 +444,26 @@ mod tests {
     }
 
     #[test]
+    fn pods_roll_where_nothing_durable_is_in_them_and_services_lead_to_the_one_that_leads() {
+        let daemon = |installation: &Installation| {
+            let manifests = plan(installation);
+            for name in ["epiniod", "epiniod-registry"] {
+                let selector = &find(&manifests, "Service", name)["spec"]["selector"];
+                assert_eq!(selector["epiniod.dev/leader"], "true", "{name}: {selector}");
+            }
+            find(&manifests, "Deployment", "epiniod")["spec"].clone()
+        };
+        let mut shared = installation(Entrance::Edge(Exposure::LoadBalancer), Storage::Ephemeral);
+        assert_eq!(daemon(&shared)["strategy"]["type"], "Recreate", "the pod has the only copy");
+        shared.bucket = Some(Bucket { name: "images".to_owned(), endpoint: None, region: None });
+        shared.replicas = 2;
+        let daemon = daemon(&shared);
+        assert_eq!((&daemon["strategy"]["type"], &daemon["replicas"]), (&json!("RollingUpdate"), &json!(2)));
+        let volumes = daemon["template"]["spec"]["volumes"].as_array().unwrap();
+        assert!(volumes.iter().all(|volume| volume.get("persistentVolumeClaim").is_none()), "{volumes:?}");
+    }
+
+    #[test]
     fn nobody_may_do_everything() {
         for manifest in plan(&all()[2]) {
             for rule in manifest.object["rules"].as_array().into_iter().flatten() {

@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use super::{Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes};
+use super::{
+    Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes, replicas,
+};
 use crate::model::Route;
 
 /// An installation whose entrance may have to be opened first, for its domain to be known.
@@ -75,7 +77,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
         bucket,
         bucket_ca: authorities(wishes.s3_ca_file.as_deref(), "--s3-ca-file")?.or_else(|| before?.bucket_ca.clone()),
     };
-    check_replicas(&installation)?;
+    replicas::check(&installation)?;
     Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
 }
 
@@ -338,39 +340,6 @@ fn bucket(wishes: &Wishes, before: Option<&Installation>) -> Result<Option<Bucke
     let endpoint = wishes.s3_endpoint.clone().or_else(|| kept.as_ref()?.endpoint.clone());
     let region = wishes.s3_region.clone().or_else(|| kept.as_ref()?.region.clone());
     Ok(Some(Bucket { name, endpoint, region }))
-}
-
-/// Several are for one another only where each finds what the others left, and can be reached in their place.
-pub(super) fn check_replicas(installation: &Installation) -> Result<(), Error> {
-    let replicas = installation.replicas;
-    if replicas == 1 {
-        return Ok(());
-    }
-    if installation.bucket.is_none() {
-        return Err(Error::undecided(
-            format!(
-                "{replicas} replicas cannot share the daemon's volume: images and sources would be one pod's alone"
-            ),
-            "keep them in a bucket with --s3-bucket, from the first install on, as they do not move; or leave --replicas out",
-        ));
-    }
-    if installation.storage != Storage::Ephemeral {
-        return Err(Error::undecided(
-            format!("{replicas} replicas cannot share the daemon's volume, which one pod has at a time"),
-            "leave the storage flags out: what is durable is in the bucket. An installation that has a volume begins anew: \
-             epiniod uninstall, then epiniod install",
-        ));
-    }
-    if installation.entrance == Entrance::Edge(Exposure::HostPorts) {
-        return Err(Error::undecided(
-            format!(
-                "{replicas} replicas cannot have port 80 of one node, by which the daemon's own edge would be reached"
-            ),
-            "put a load balancer in front of them with --expose load-balancer, choose the class of an ingress controller with \
-             --ingress-class, or bring one along with --ingress traefik",
-        ));
-    }
-    Ok(())
 }
 
 const REGISTRY_NODE_PORT: u16 = 30500;
