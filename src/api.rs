@@ -7,7 +7,7 @@
 //! | `/api/v1/…` | Epinio's routes and shapes |
 //! | `/wapi/v1/…` | Epinio's websockets, and connections to ports; the token of `GET /api/v1/authtoken` is their credential |
 //! | `PUT /push/NAMESPACE/APP` | ours: stores, stages, deploys, streams the log as text, ends with the URL |
-//! | `GET /push/NAMESPACE/APP/STAGING` | ours: that answer once more, for who lost its connection |
+//! | `GET /push/NAMESPACE/APP/STAGING?heard=LINES` | ours: the same answer once more, from a line on, for whoever lost the connection |
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
 //!
 //! What a caller may read of an error is in the answer, with a request id; its cause is in the daemon's log under
@@ -83,7 +83,7 @@ pub fn router(state: ApiState, more: Router) -> Router {
     let with_token = middleware::from_fn_with_state(state.clone(), credential::require_token);
     let uploads = Router::new()
         .route("/push/{namespace}/{app}", put(push::push).post(push::push))
-        .route("/push/{namespace}/{app}/{staging}", get(push::rejoin))
+        .route("/push/{namespace}/{app}/{stage}", get(push::follow))
         .route("/api/v1/namespaces/{namespace}/applications/{app}/store", post(push::store))
         .layer(DefaultBodyLimit::disable());
     let protected = Router::new()

@@ -142,12 +142,7 @@ impl Apps {
         Ok(AppStatus { release, instances, failure: app.failure.clone() })
     }
 
-    /// Is there a release of this staging, in whatever state?
-    pub async fn was_deployed(&self, namespace: &Namespace, name: &AppName, staging: &StageId) -> Result<bool, Error> {
-        Ok(self.release_of(namespace, name, staging).await?.is_some())
-    }
-
-    /// The first release of the image of a staging.
+    /// The newest release of this staging, in whatever state.
     pub async fn release_of(
         &self,
         namespace: &Namespace,
@@ -155,9 +150,10 @@ impl Apps {
         staging: &StageId,
     ) -> Result<Option<Release>, Error> {
         let releases = self.objects.list::<Release>(Some(namespace.as_str())).await?;
-        let of_staging = |release: &Release| release.id.app == *name && release.stage_id.as_ref() == Some(staging);
-        let releases = releases.into_iter().map(|stored| stored.value).filter(of_staging);
-        Ok(releases.min_by_key(|release| release.id.number))
+        let releases = releases.into_iter().map(|stored| stored.value);
+        let of_staging =
+            releases.filter(|release| release.id.app == *name && release.stage_id.as_ref() == Some(staging));
+        Ok(of_staging.max_by_key(|release| release.id.number))
     }
 
     pub async fn logs(

@@ -1,12 +1,13 @@
 //! Uploads: Epinio's, and the one that does everything.
 
+mod again;
 mod answer;
 mod wishes;
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+pub(super) use self::again::follow;
+pub use self::answer::STOPPED;
+
+use std::{io, time::Instant};
 
 use axum::{
     Json,
@@ -19,17 +20,12 @@ use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
 use self::wishes::wishes;
-use super::{ApiError, ApiState, applications::find, credential::Caller, staging::stage_of};
+use super::{ApiError, ApiState, applications::find, credential::Caller};
 use crate::{
     apps::{self, Deployment, NewApp},
-    model::{AfterStaging, App, AppChange, AppName, ImageName, Namespace, Phase, ReleaseState, Staging, StagingState},
+    model::{AfterStaging, App, AppChange, AppName, ImageName, Namespace, Phase, Staging, StagingState},
     telemetry,
 };
-
-/// The cause of a push that is not over: whoever listens can do so again.
-pub const STOPPED: &str = "the daemon was stopped; it goes on when it is started again";
-/// How often is looked for the end of a deployment that somebody else began.
-const LOOK: Duration = Duration::from_millis(300);
 
 /// Multipart form, part `file`.
 pub(super) async fn store(
@@ -69,44 +65,22 @@ pub(super) async fn push(
             tokio::spawn(async move { answer::tell(&state, &staging, upload, ended, &sink).await });
             ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
         }
-        Err(error) => refused(&error),
-    }
-}
-
-/// The answer to a push once more, from its first line, whoever took it: for a client whose connection has ended.
-pub(super) async fn rejoin(
-    State(state): State<ApiState>,
-    Path((namespace, name, id)): Path<(String, String, String)>,
-) -> Response {
-    let find = async {
-        let (namespace, id) = stage_of(&(namespace, id))?;
-        let staging = state.stagings.get(&namespace, &id).await?;
-        let is_its = staging.app.as_str() == name;
-        is_its.then_some(staging).ok_or_else(|| ApiError::not_found(format!("staging '{id}' of this application")))
-    };
-    match find.await {
-        Ok(staging) => {
-            let (sink, body) = answer::body();
-            tokio::spawn(async move { answer::tell_again(&state, &staging, &sink).await });
-            ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
+        Err(error) => {
+            let mut response = (error.status, format!("error: {}\n", error.title)).into_response();
+            if error.status == StatusCode::UNAUTHORIZED {
+                response
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Basic realm=\"epiniod\""));
+            }
+            response
         }
-        Err(error) => refused(&error),
     }
-}
-
-fn refused(error: &ApiError) -> Response {
-    let mut response = (error.status, format!("error: {}\n", error.title)).into_response();
-    if error.status == StatusCode::UNAUTHORIZED {
-        let challenge = header::HeaderValue::from_static("Basic realm=\"epiniod\"");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    }
-    response
 }
 
 /// Goes on with the pushes that a daemon before did not finish.
 pub async fn resume_pushes(state: &ApiState) -> Result<(), ApiError> {
     for staging in state.stagings.to_be_deployed().await? {
-        if state.apps.was_deployed(&staging.namespace, &staging.app, &staging.id).await? {
+        if state.apps.release_of(&staging.namespace, &staging.app, &staging.id).await?.is_some() {
             // The release is there, and goes on by itself.
             state.stagings.settle(&staging).await?;
             continue;
@@ -116,9 +90,10 @@ pub async fn resume_pushes(state: &ApiState) -> Result<(), ApiError> {
             let id = staging.id.clone();
             match carry_out(state, staging).await {
                 Ok(_) => tracing::info!(staging = %id, "a push that was interrupted is deployed"),
-                Err(failure) => {
-                    tracing::warn!(staging = %id, cause = failure.cause, "a push that was interrupted failed")
+                Err(Failure::Failed { cause, .. }) => {
+                    tracing::warn!(staging = %id, cause, "a push that was interrupted failed")
                 }
+                Err(Failure::Stopped) => {}
             }
         });
     }
@@ -176,88 +151,69 @@ struct Pushed {
     url: String,
 }
 
-/// Why a push failed.
-struct Failure {
-    /// What the application said last.
-    last_words: Vec<String>,
-    cause: String,
+/// Why a push did not end well.
+enum Failure {
+    Failed {
+        /// What the application said last.
+        last_words: Vec<String>,
+        cause: String,
+    },
+    /// It did not end here: the next daemon goes on with it.
+    Stopped,
+}
+
+impl Failure {
+    fn because(cause: &str) -> Self {
+        Self::Failed { last_words: Vec::new(), cause: cause.to_owned() }
+    }
 }
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { last_words: Vec::new(), cause: telemetry::chain(&error) }
+        Self::because(&telemetry::chain(&error))
     }
 }
 
 /// Waits for a staging and deploys its image, whoever listens.
 async fn carry_out(state: ApiState, staging: Staging) -> Result<Pushed, Failure> {
-    let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
     let staging = state.stagings.wait(&staging.namespace, &staging.id).await?;
     if !staging.state.is_final() {
-        return Err(failed(STOPPED));
+        return Err(Failure::Stopped);
     }
     let result = match (&staging.state, &staging.image) {
-        (StagingState::Failed { cause }, _) => Err(failed(cause)),
-        (_, None) => Err(failed("the staging left no image; push again")),
+        (StagingState::Failed { cause }, _) => Err(Failure::because(cause)),
+        (_, None) => Err(Failure::because("the staging left no image; push again")),
         (_, Some(image)) => deploy(&state, &staging, image.clone()).await,
     };
     state.stagings.settle(&staging).await?;
     result
 }
 
-/// How a push ends that was begun before, perhaps with another daemon: as the store has it.
-async fn outcome(state: &ApiState, staging: &Staging) -> Result<Pushed, Failure> {
-    let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
-    loop {
-        let staging = state.stagings.wait(&staging.namespace, &staging.id).await?;
-        if let StagingState::Failed { cause } = &staging.state {
-            return Err(failed(cause));
-        }
-        if !staging.state.is_final() || state.pushes.is_closed() {
-            return Err(failed(STOPPED));
-        }
-        let release = state.apps.release_of(&staging.namespace, &staging.app, &staging.id).await?;
-        match release.map(|release| (release.state, release.routes)) {
-            Some((ReleaseState::Active | ReleaseState::Retired, routes)) => {
-                let url = routes.first().map(|route| state.urls.of(route));
-                let url = url.ok_or_else(|| failed("the application has no route"))?;
-                return Ok(Pushed { timings: staging.timings, url });
-            }
-            Some((ReleaseState::Failed { cause }, _)) => return Err(failed(&not_up(&cause))),
-            None if staging.then == AfterStaging::Nothing => {
-                return Err(failed(
-                    "the image was made, and not deployed: a newer push took its place, or the daemon's log says why",
-                ));
-            }
-            Some((ReleaseState::Starting, _)) | None => tokio::time::sleep(LOOK).await,
-        }
-    }
-}
-
-fn not_up(cause: &str) -> String {
-    format!("the new version did not come up: {cause}; what ran before still does")
-}
-
 async fn deploy(state: &ApiState, staging: &Staging, image: ImageName) -> Result<Pushed, Failure> {
-    let failed = |cause: &str| Failure { last_words: Vec::new(), cause: cause.to_owned() };
     let AfterStaging::Deploy { origin, change } = staging.then.clone() else {
-        return Err(failed("somebody else deploys this staging"));
+        return Err(Failure::because("somebody else deploys this staging"));
     };
     let app = state.apps.get(&staging.namespace, &staging.app).await?;
     if app.stage_id.as_ref() != Some(&staging.id) {
-        return Err(failed("superseded by a newer push"));
+        return Err(Failure::because(SUPERSEDED));
     }
     let started = Instant::now();
     let deployment = Deployment { image, stage_id: Some(staging.id.clone()), origin, change };
     let deployed = match state.apps.deploy(&staging.namespace, &staging.app, deployment).await {
         Ok(deployed) => deployed,
         Err(apps::Error::NotHealthy { cause, last_words, .. }) => {
-            return Err(Failure { last_words, cause: not_up(&cause) });
+            return Err(Failure::Failed { last_words, cause: not_up(&cause) });
         }
         Err(error) => return Err(error.into()),
     };
     let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let timings = staging.timings.iter().copied().chain([(Phase::Deploy, took)]).collect();
-    let no_route = || failed("the application has no route");
+    let no_route = || Failure::because("the application has no route");
     Ok(Pushed { timings, url: state.urls.of(deployed.routes.first().ok_or_else(no_route)?) })
+}
+
+const SUPERSEDED: &str = "superseded by a newer push";
+
+fn not_up(cause: &str) -> String {
+    format!("the new version did not come up: {cause}; what ran before still does")
 }

@@ -38,11 +38,6 @@ const UPGRADE: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVES: u32 = 3;
 
-/// What is between us and the daemon answers so while there is none.
-const AWAY: [StatusCode; 3] = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
-/// The header of answers of an API itself.
-const OF_THE_API: &str = "epinio-version";
-
 /// A daemon, and who we are to it.
 pub struct Client {
     pub settings: Settings,
@@ -98,11 +93,7 @@ impl Client {
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
-        let ours = response.headers().contains_key(OF_THE_API);
         let text = response.text().await.map_err(Error::Broken)?;
-        if !ours && AWAY.contains(&status) {
-            return Err(Error::NotServed { address: self.settings.api.clone(), status: status.as_u16() });
-        }
         Err(api_error(status.as_u16(), &text))
     }
 

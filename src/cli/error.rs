@@ -44,16 +44,6 @@ Exit codes:
 pub enum Error {
     #[error("the daemon at {address} cannot be reached: {cause}")]
     Unreachable { address: String, cause: String },
-    /// It is the daemon's place, and somebody else answers.
-    #[error("no daemon serves at {address} just now; what is there answers {status}")]
-    NotServed { address: String, status: u16 },
-    #[error("the daemon did not come back within {seconds} s; staging {staging} goes on when it does")]
-    Left {
-        staging: String,
-        seconds: u64,
-        #[source]
-        cause: Box<Error>,
-    },
     #[error("the connection to the daemon ended early")]
     Broken(#[source] reqwest::Error),
     #[error("the connection to the daemon cannot be used: {0}")]
@@ -105,8 +95,6 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. }
-            | Self::NotServed { .. }
-            | Self::Left { .. }
             | Self::Cluster(install::Error::Unreachable { .. } | install::Error::NotReady { .. })
             | Self::NotReady { .. }
             | Self::Daemon(_)
@@ -155,12 +143,6 @@ impl Error {
         let hint = match self {
             Self::Unreachable { .. } => {
                 "start a daemon with 'epiniod serve', or name another one with 'epiniod login URL'"
-            }
-            Self::NotServed { .. } => {
-                "another daemon takes over within half a minute; if not, see 'kubectl -n epiniod get pods'"
-            }
-            Self::Left { .. } => {
-                "see how it ended with 'epiniod apps show NAME' and 'epiniod apps logs NAME --staging'"
             }
             Self::Broken(_) | Self::Websocket(_) => {
                 "look whether the daemon still runs with 'epiniod info', then repeat the command"

@@ -1,9 +1,6 @@
 //! `epiniod push`: a folder or an archive becomes a running application.
-//!
-//! A daemon may be replaced in the middle of a push. What was not acknowledged is sent once more; what was is followed
-//! further with the daemon that goes on with it.
 
-mod follow;
+mod answer;
 
 use std::{
     io::{self, Write},
@@ -17,7 +14,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 
-use self::follow::Follower;
+use self::answer::{Answer, is_interruption};
 use super::{
     InNamespace, Target,
     client::Client,
@@ -32,10 +29,6 @@ use crate::{
 /// How many packed steps may wait for the network, and how large each is.
 const QUEUE: usize = 8;
 const STEP: usize = 128 << 10;
-
-/// So long a daemon may be away: in a cluster another one leads after twenty seconds at most.
-const AWAY: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long one question may take to be answered while a daemon starts.
 const READY: Duration = Duration::from_secs(2);
@@ -105,7 +98,8 @@ pub struct Pushed {
     pub url: String,
 }
 
-/// Packs and uploads while it is packed; then follows the log to its end.
+/// Packs and uploads while it is packed; then follows the log to its end. A daemon that is replaced meanwhile is waited
+/// for: the next one is asked again, or goes on with what the one before has begun.
 pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Result<Pushed, Error> {
     let started = Instant::now();
     let path = path.canonicalize().map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -120,33 +114,46 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
         Some(name) => name.clone(),
         None => name_of(&path)?,
     };
-    let mut patience = Patience::new();
+    let place = format!("/push/{namespace}/{name}");
+    let request = format!("{place}{}", query(wishes, &path));
+    let mut answer = Answer::new(client, ui, place);
     // Who may not push hears it before anything is packed and sent.
-    while let Err(error) = client.get(&format!("/api/v1/namespaces/{namespace}")).await {
-        match error {
-            Error::NotServed { .. } => patience.wait(ui, error).await?,
-            error => return Err(error),
+    let asked = format!("/api/v1/namespaces/{namespace}");
+    match client.get(&asked).await {
+        // Who stands before it says that it is away.
+        Err(error @ Error::Api { status: 502..=504, .. }) => {
+            ui.say(&format!("{error}; waiting until it serves"));
+            answer.wait_for_daemon().await?;
+            client.get(&asked).await?;
         }
+        known => drop(known?),
     }
     ui.say(&format!("pushing {} as application {name} to namespace {namespace}", path.display()));
-    let request = format!("/push/{namespace}/{name}{}", query(wishes, &path));
-    let mut patience = Patience::new();
-    let response = loop {
-        match send(client, ui, &request, &path).await {
-            // Nothing was acknowledged: whatever has become of it, this is the newer one.
-            Err(error) if is_away(&error) => patience.wait(ui, error).await?,
-            sent => break sent?,
+    let mut attempts = 1;
+    let url = loop {
+        let ended = match upload(client, ui, &path, &request).await {
+            Ok(response) => answer.follow(response).await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            // What did not arrive as a whole is nothing to the daemon.
+            Err(error) if answer.has_not_begun() && is_interruption(&error) && attempts < ATTEMPTS => {
+                ui.say(&format!("{error}; pushing again when it answers"));
+                answer.wait_for_daemon().await?;
+                attempts += 1;
+            }
+            ended => break ended?,
         }
     };
-    let last = Follower::new(client, ui, &namespace, &name).follow(response).await?;
     ui.say(&format!("pushed in {:.2} s", started.elapsed().as_secs_f64()));
-    Ok(Pushed { namespace, name, url: last })
+    Ok(Pushed { namespace, name, url })
 }
 
-/// Sends the source, packed while it is sent; what the daemon answers when it has it.
-async fn send(client: &Client, ui: &Ui, request: &str, path: &Path) -> Result<reqwest::Response, Error> {
-    let is_archive = path.is_file();
-    let total = if is_archive { path.metadata().ok().map(|metadata| metadata.len()) } else { None };
+/// How often is pushed anew that did not arrive.
+const ATTEMPTS: u32 = 3;
+
+async fn upload(client: &Client, ui: &Ui, path: &Path, request: &str) -> Result<reqwest::Response, Error> {
+    let total = if path.is_file() { path.metadata().ok().map(|metadata| metadata.len()) } else { None };
     let bar = ui.bytes("uploading", total);
     let (parts, queue) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
     let (source, sink) = (path.to_owned(), Parts { parts, buffer: Vec::with_capacity(STEP), bar: bar.clone() });
@@ -162,34 +169,6 @@ async fn send(client: &Client, ui: &Ui, request: &str, path: &Path) -> Result<re
         _ => {}
     }
     response.map_err(as_push)
-}
-
-/// Whether a daemon is missing that was there, and another may answer soon.
-fn is_away(error: &Error) -> bool {
-    matches!(error, Error::Unreachable { .. } | Error::NotServed { .. } | Error::Broken(_))
-}
-
-/// Waits for a daemon that is away, but not for ever.
-struct Patience {
-    since: Option<Instant>,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self { since: None }
-    }
-
-    /// After this it is worth another try; the error when that was so for too long. The first time is told.
-    async fn wait(&mut self, ui: &Ui, error: Error) -> Result<(), Error> {
-        if self.since.is_none() {
-            ui.say(&format!("{}; waiting for it", crate::telemetry::chain(&error)));
-        }
-        if self.since.get_or_insert_with(Instant::now).elapsed() >= AWAY {
-            return Err(error);
-        }
-        tokio::time::sleep(PAUSE).await;
-        Ok(())
-    }
 }
 
 /// A source that is refused is a push that failed.

@@ -36,7 +36,7 @@ fn program(driven: &Driven, name: &str, script: &str) -> std::path::PathBuf {
 
 /// A Python application that serves this text and whose requirement is a package of its own, which runs this code when it
 /// is built. `say` writes a line into the log of the build.
-fn python(path: &Path, text: &str, code: &str) {
+pub fn python(path: &Path, text: &str, code: &str) {
     write(path, "requirements.txt", &format!("./own\n# {text}\n"));
     write(path, "Procfile", "web: python3 serve.py\n");
     write(path, "serve.py", &SERVE.replace("TEXT", text));

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -37,6 +38,12 @@ fn a_daemon_that_is_killed_loses_nothing_and_leaves_nothing() {
         }
     }
     chaos.ends_clean();
+}
+
+/// A push, and the lines that it said and nobody has looked at.
+struct Push {
+    child: Child,
+    said: mpsc::Receiver<String>,
 }
 
 struct Chaos {
@@ -88,33 +95,44 @@ impl Chaos {
         self.acknowledged.push(name.to_owned());
         self.edit(&format!("text-{name}"));
         let mut push = self.push();
-        let staging = self.seen(&mut push, after);
+        let mut said = Vec::new();
+        let staging = self.seen(&push, after, &mut said);
         std::thread::sleep(Duration::from_millis(self.random.next() % most));
         self.daemon.kill();
-        // It may have ended just before: then it has what it says.
-        push.wait().expect("the push ends with its daemon");
         self.steady_answers(name);
         self.daemon.resume();
         self.steady_answers(name);
+        // Its client asks the next daemon, and pushes once more what had not arrived.
+        let mut status = None;
+        wait_until(&format!("{name}: the push has ended"), Duration::from_secs(60), || {
+            status = push.child.try_wait().expect("its status");
+            status.is_some()
+        });
+        said.extend(push.said.iter());
+        let succeeded = status.is_some_and(|status| status.success());
+        assert!(succeeded, "{name}: {status:?}\n{}\n{}", said.join("\n"), self.daemon.log_tail());
         if let Some(staging) = staging {
-            self.push_ends_by_itself(name, &staging);
+            self.push_was_carried_out(name, &staging);
         }
         self.answers(name);
     }
 
-    fn push(&self) -> Child {
+    fn push(&self) -> Push {
         let mut command =
             self.daemon.command(["push", "--name", "busy", "--path", self.source.to_str().expect("a path")]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a push")
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a push");
+        let (lines, said) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        Push { child, said }
     }
 
     /// Reads what a push says until a line begins as wanted; the staging, when it was acknowledged.
-    fn seen(&self, push: &mut Child, wanted: Option<&str>) -> Option<String> {
+    fn seen(&self, push: &Push, wanted: Option<&str>, said: &mut Vec<String>) -> Option<String> {
         let wanted = wanted?;
         let mut staging = None;
-        let mut said = Vec::new();
-        for line in BufReader::new(push.stderr.take().expect("a pipe")).lines() {
-            let line = line.expect("a line");
+        for line in push.said.iter() {
             let id = line.strip_prefix("staging ").and_then(|rest| rest.split(' ').next());
             staging = staging.or(id.map(str::to_owned));
             said.push(line);
@@ -125,8 +143,8 @@ impl Chaos {
         panic!("the push ended before '{wanted}':\n{}\n{}", said.join("\n"), self.daemon.log_tail());
     }
 
-    /// A push whose staging was acknowledged is deployed without its client.
-    fn push_ends_by_itself(&mut self, name: &str, staging: &str) {
+    /// What was acknowledged is what became of it.
+    fn push_was_carried_out(&mut self, name: &str, staging: &str) {
         let wanted = self.texts.last().expect("a text").clone();
         let url = self.daemon.url("busy");
         wait_until(&format!("{name}: the push of staging {staging} is served"), Duration::from_secs(60), || {

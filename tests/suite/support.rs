@@ -19,7 +19,7 @@ mod random;
 pub use bucket::{ACCESS, Bucket, Proxy, SECRET, files, keys, open};
 pub use cluster::cluster;
 pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
-pub use driven::{Driven, Turn, driven, sources};
+pub use driven::{Driven, Pushing, Turn, driven, sources};
 pub use http::{get, request};
 pub use random::SplitMix;
 

@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Failure, Pushed, outcome};
+use super::{Failure, Pushed};
 use crate::{
     api::ApiState,
     model::{Phase, Staging, StagingState},
@@ -20,6 +20,8 @@ use crate::{
 /// Where lines go.
 pub(super) type Sink = mpsc::Sender<Result<Bytes, io::Error>>;
 
+/// The last line of an answer whose daemon was told to end.
+pub const STOPPED: &str = "the daemon was stopped; the next one goes on with this push";
 /// How many lines of a log may wait for a slow client.
 const QUEUE: usize = 256;
 /// How long a client may take to read up to the cause, until its connection is cut.
@@ -42,41 +44,42 @@ pub(super) async fn tell(
     ended: JoinHandle<Result<Pushed, Failure>>,
     sink: &Sink,
 ) {
-    let result = match tell_staging(state, staging, sink).await {
-        Ok(()) => ended.await.map_err(Failure::from).and_then(|result| result),
+    say(sink, &format!("staging {} of application {} in namespace {}", staging.id, staging.app, staging.namespace))
+        .await;
+    let result = match tell_staging(state, staging, 0, sink).await {
+        Ok(_) => ended.await.map_err(Failure::from).and_then(|result| result),
         Err(failure) => Err(failure),
     };
-    tell_end(result, &[(Phase::Upload, upload)], sink).await;
+    let result = result.map(|pushed| Pushed {
+        timings: [&[(Phase::Upload, upload)], pushed.timings.as_slice()].concat(),
+        url: pushed.url,
+    });
+    tell_end(result, sink).await;
 }
 
-/// The same for a push that goes on already, or is over.
-pub(super) async fn tell_again(state: &ApiState, staging: &Staging, sink: &Sink) {
-    let result = match tell_staging(state, staging, sink).await {
-        Ok(()) => outcome(state, staging).await,
-        Err(failure) => Err(failure),
-    };
-    tell_end(result, &[], sink).await;
-}
-
-async fn tell_end(result: Result<Pushed, Failure>, before: &[(Phase, u64)], sink: &Sink) {
+/// The last lines.
+pub(super) async fn tell_end(result: Result<Pushed, Failure>, sink: &Sink) {
     match result {
         Ok(pushed) => {
-            say(sink, &summary(&[before, pushed.timings.as_slice()].concat())).await;
+            say(sink, &summary(&pushed.timings)).await;
             say(sink, &pushed.url).await;
         }
-        Err(Failure { last_words, cause }) => {
+        Err(Failure::Failed { last_words, cause }) => {
             for line in last_words {
                 say(sink, &format!("| {line}")).await;
             }
-            fail(sink, &cause).await;
+            cut_off(sink, &format!("error: {cause}")).await;
+        }
+        Err(Failure::Stopped) => {
+            cut_off(sink, STOPPED).await;
         }
     }
 }
 
-/// Says the cause, and cuts the body off when it is on its way.
-async fn fail(sink: &Sink, cause: &str) {
+/// Says this, and cuts the body off when it is on its way.
+async fn cut_off(sink: &Sink, text: &str) {
     let (taken, gone) = oneshot::channel();
-    let line = Tracked { text: format!("error: {cause}\n"), _taken: taken };
+    let line = Tracked { text: format!("{text}\n"), _taken: taken };
     // Nobody hears it when the client is gone.
     let _ = sink.send(Ok(Bytes::from_owner(line))).await;
     let _ = timeout(PATIENCE, gone).await;
@@ -96,17 +99,27 @@ impl AsRef<[u8]> for Tracked {
     }
 }
 
-async fn tell_staging(state: &ApiState, staging: &Staging, sink: &Sink) -> Result<(), Failure> {
+/// The log, and that the deployment begins; but for the first `heard` lines of that. Returns the staging as it ended.
+pub(super) async fn tell_staging(
+    state: &ApiState,
+    staging: &Staging,
+    heard: usize,
+    sink: &Sink,
+) -> Result<Staging, Failure> {
     let (namespace, id) = (&staging.namespace, &staging.id);
-    say(sink, &format!("staging {id} of application {} in namespace {namespace}", staging.app)).await;
     let mut log = state.stagings.log(namespace, id, true).await?;
+    let mut lines = 0;
     while let Some(line) = log.next().await {
-        say(sink, &line.text).await;
+        lines += 1;
+        if lines > heard {
+            say(sink, &line.text).await;
+        }
     }
-    if state.stagings.wait(namespace, id).await?.state == StagingState::Done {
+    let staging = state.stagings.wait(namespace, id).await?;
+    if staging.state == StagingState::Done && lines >= heard {
         say(sink, "===> DEPLOYING").await;
     }
-    Ok(())
+    Ok(staging)
 }
 
 fn summary(timings: &[(Phase, u64)]) -> String {
@@ -142,7 +155,7 @@ mod tests {
             for _ in 0..LINES {
                 say(&sink, &"x".repeat(100)).await;
             }
-            fail(&sink, "the cause").await;
+            cut_off(&sink, "error: the cause").await;
         });
         body
     }

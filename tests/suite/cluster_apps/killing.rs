@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use super::python;
-use crate::support::{Driven, SplitMix, Turn, driven, sources, wait_until};
+use crate::support::{SplitMix, Turn, driven, sources, wait_until};
 
 /// Kills; `EPINIOD_TEST_CLUSTER_KILLS` sets another number.
 const KILLS: usize = 4;
@@ -55,7 +55,12 @@ fn killed_push_ends(driven: &mut Turn, source: &Path, round: usize, after: &str,
     std::thread::sleep(delay);
     driven.daemon.kill();
     driven.daemon.resume();
-    ends_well(driven, &staging);
+    let (succeeded, said) = push.end();
+    assert!(succeeded, "round {round}: the push did not end well:\n{said}\n{}", driven.daemon.log_tail());
+    let shown = driven.daemon.run(["apps", "show", "numbers", "--output", "json"]);
+    assert!(shown.contains(&format!("\"stage_id\": \"{staging}\"")), "round {round}: {shown}");
+    let heard = said.lines().filter(|line| line.contains("number ")).count();
+    assert_eq!(heard, LINES, "round {round}: what the client was told has a gap or a line twice:\n{said}");
     driven.wait_until_answers("numbers", &format!("text-{round}-end"));
     let log = driven.daemon.run(["apps", "logs", "numbers", "--staging"]);
     let numbers: Vec<usize> =
@@ -67,16 +72,4 @@ fn killed_push_ends(driven: &mut Turn, source: &Path, round: usize, after: &str,
         let found = log.lines().filter(|line| line.contains(part)).count();
         assert_eq!(found, times, "round {round}: '{part}' in the log of staging {staging}:\n{log}");
     }
-}
-
-fn ends_well(driven: &Driven, staging: &str) {
-    let what = format!("staging {staging} is done and deployed");
-    let mut shown = String::new();
-    wait_until(&what, Duration::from_secs(150), || {
-        shown = driven.daemon.run(["apps", "show", "numbers", "--output", "json"]);
-        assert!(!shown.contains("\"failed\""), "{shown}\n{}", driven.daemon.log_tail());
-        let app: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-        let text = app.to_string();
-        text.contains(&format!("\"stage_id\":\"{staging}\"")) && driven.ask("numbers").contains("text-")
-    });
 }

@@ -228,16 +228,8 @@ impl Driven {
 
     pub fn begin_push(&self, name: &str, path: &Path, more: &[&str]) -> Pushing {
         let mut command = self.daemon.command(["push", "--name", name, "--path", path.to_str().expect("a path")]);
-        command.args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("a push");
-        let (said, stderr) = (Arc::new(Mutex::new(Vec::new())), child.stderr.take().expect("a pipe"));
-        let lines = Arc::clone(&said);
-        let reader = std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                lines.lock().expect("lines").push(line);
-            }
-        });
-        Pushing { name: name.to_owned(), child, said, reader: Some(reader) }
+        command.args(more);
+        Pushing::begin(name, command)
     }
 }
 
@@ -250,6 +242,19 @@ pub struct Pushing {
 }
 
 impl Pushing {
+    pub fn begin(name: &str, mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("a push");
+        let (said, stderr) = (Arc::new(Mutex::new(Vec::new())), child.stderr.take().expect("a pipe"));
+        let lines = Arc::clone(&said);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                lines.lock().expect("lines").push(line);
+            }
+        });
+        Self { name: name.to_owned(), child, said, reader: Some(reader) }
+    }
+
     pub fn said(&self) -> String {
         self.said.lock().expect("lines").join("\n")
     }

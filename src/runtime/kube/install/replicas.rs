@@ -3,21 +3,27 @@
 //! They are of use only where each finds what the one before left, and can be reached in its place. On a volume of one
 //! pod, and on a port of one node, they cannot.
 
-use super::{Entrance, Error, Exposure, Installation, Storage};
+use super::{Bucket, Entrance, Error, Exposure, Installation, Storage, Wishes};
 
-/// Refuses what several replicas cannot share.
-pub(super) fn check(installation: &Installation) -> Result<(), Error> {
-    let replicas = installation.replicas;
-    if replicas == 1 {
-        return Ok(());
-    }
-    if installation.bucket.is_none() {
+/// How many there are to be; several only with a bucket.
+pub(super) fn wanted(wishes: &Wishes, before: Option<&Installation>, bucket: Option<&Bucket>) -> Result<u32, Error> {
+    let replicas = wishes.replicas.or(before.map(|before| before.replicas)).unwrap_or(1);
+    if replicas > 1 && bucket.is_none() {
         return Err(Error::undecided(
             format!(
                 "{replicas} replicas cannot share the daemon's volume: images and sources would be one pod's alone"
             ),
             "keep them in a bucket with --s3-bucket, from the first install on, as they do not move; or leave --replicas out",
         ));
+    }
+    Ok(replicas)
+}
+
+/// Refuses what several cannot share.
+pub(super) fn check(installation: &Installation) -> Result<(), Error> {
+    let replicas = installation.replicas;
+    if replicas == 1 {
+        return Ok(());
     }
     if installation.storage != Storage::Ephemeral {
         return Err(Error::undecided(
@@ -41,7 +47,7 @@ pub(super) fn check(installation: &Installation) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Brought, Bucket, Wishes, settle},
+        super::{Brought, settle},
         *,
     };
 

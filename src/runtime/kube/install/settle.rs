@@ -40,8 +40,9 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
     }
     let before = found.and_then(|found| found.before.as_ref());
     let (entrance, certainty) = entrance(wishes, before, found)?;
-    let storage = storage(wishes, before, found)?;
     let bucket = bucket(wishes, before)?;
+    let replicas = replicas::wanted(wishes, before, bucket.as_ref())?;
+    let storage = storage(wishes, before, found)?;
     let node = node(wishes, before, found, &entrance, &storage)?;
     let kept_image = before.map(|before| before.image.clone()).filter(|image| !image.starts_with(IMPORTED));
     let kept_domain = before.filter(|_| wishes.address.is_none()).map(|before| before.system_domain.clone());
@@ -60,7 +61,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
         system_domain,
         entrance,
         storage,
-        replicas: wishes.replicas.or(before.map(|before| before.replicas)).unwrap_or(1),
+        replicas,
         node,
         registry_node_port: wishes
             .registry_node_port
