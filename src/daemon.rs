@@ -38,7 +38,8 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
         Some(kubernetes) => Some(Place::connect(kubernetes, &config).await?),
         None => None,
     };
-    let stead = place.as_ref().map(|_| standby::Stead::answer(&api)).transpose()?;
+    let stead = place.as_ref().map(|_| standby::Stead::of(&api)).transpose()?;
+    let answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
     let Some(leadership) = standby::until_leading(place.as_ref(), &control).await? else { return Ok(()) };
     let house = House::build(&config, api_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
@@ -47,7 +48,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let run_file = RunFile::write(&config.data_dir, api_address, registry_address, mode).map_err(Error::RunFile)?;
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
-    drop(stead);
+    drop(answering);
     tasks.spawn(Arc::clone(&house.apps).run(stop.clone()));
     tasks.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
     tasks.spawn(serve_registry(registry, house.registry_router(), stop.clone()));
@@ -68,12 +69,16 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     };
     tracing::info!(applications = ?applications, "stopping");
     stop.cancel();
+    let _answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
     let stopped = house.wind_down(applications, DRAIN).await;
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
         tracing::warn!(seconds = DRAIN.as_secs(), "some requests did not end in time");
     }
     run_file.remove();
     leadership.release().await;
+    if let Some(place) = &place {
+        place.wait_until_unasked().await;
+    }
     stopped
 }
 

@@ -38,6 +38,12 @@ const UPGRADE: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVES: u32 = 3;
 
+/// What ingress controllers and load balancers answer while nobody is behind them.
+const ELSE: [StatusCode; 4] =
+    [StatusCode::NOT_FOUND, StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+/// A header of every answer of an API, Epinio's or ours.
+const OF_AN_API: &str = "epinio-version";
+
 /// A daemon, and who we are to it.
 pub struct Client {
     pub settings: Settings,
@@ -93,7 +99,11 @@ impl Client {
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
+        let named = response.headers().contains_key(OF_AN_API);
         let text = response.text().await.map_err(Error::Broken)?;
+        if ELSE.contains(&status) && !named && !is_of_an_api(&text) {
+            return Err(Error::NotServed { address: self.settings.api.clone(), status: status.as_u16() });
+        }
         Err(api_error(status.as_u16(), &text))
     }
 
@@ -255,6 +265,12 @@ fn unreachable(settings: &Settings, error: &reqwest::Error) -> Error {
         cause = inner;
     }
     Error::Unreachable { address: settings.api.clone(), cause: cause.to_string() }
+}
+
+/// Whether an error is in one of the forms that [`api_error`] reads.
+fn is_of_an_api(text: &str) -> bool {
+    let json: Option<Value> = serde_json::from_str(text).ok();
+    text.starts_with("error: ") || json.is_some_and(|json| json.get("errors").is_some())
 }
 
 /// The first error of an answer, which is JSON, or `error: TEXT`.

@@ -14,7 +14,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 
-use self::answer::{Answer, is_interruption};
+use self::answer::{Answer, is_interruption, is_of_absence};
 use super::{
     InNamespace, Target,
     client::Client,
@@ -120,8 +120,7 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
     // Who may not push hears it before anything is packed and sent.
     let asked = format!("/api/v1/namespaces/{namespace}");
     match client.get(&asked).await {
-        // Who stands before it says that it is away.
-        Err(error @ Error::Api { status: 502..=504, .. }) => {
+        Err(error) if is_of_absence(&error) => {
             ui.say(&format!("{error}; waiting until it serves"));
             answer.wait_for_daemon().await?;
             client.get(&asked).await?;

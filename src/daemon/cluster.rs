@@ -18,6 +18,9 @@ use crate::{
 /// The service of a daemon that was installed into a cluster.
 const SERVICE: &str = "epiniod-registry";
 
+/// Nodes learn of another pod with the traffic within a second or two.
+const LINGER: Duration = Duration::from_secs(3);
+
 /// A cluster that this daemon may use.
 pub(super) struct Place {
     pub settings: Kubernetes,
@@ -48,6 +51,14 @@ impl Place {
             None => format!("{host}-{}", std::process::id()),
         };
         Ok(Self { settings: settings.clone(), connection, terms, host, identity, _data_dir: data_dir_lock })
+    }
+
+    /// Gives the cluster time to lead requests to the one that takes over; those that still come are answered until then.
+    pub async fn wait_until_unasked(&self) {
+        let Some(traffic) = self.traffic() else { return };
+        if traffic.has_others().await {
+            tokio::time::sleep(LINGER).await;
+        }
     }
 
     /// None for a daemon outside of the cluster: nodes are told its address.

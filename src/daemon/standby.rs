@@ -1,7 +1,11 @@
 //! One daemon of a cluster works, the others wait. Whoever waits, or is not ready to work yet, says so to probes and to
 //! who asks.
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    http::{StatusCode, header},
+    routing::get,
+};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -11,20 +15,28 @@ use crate::{store::kube::Leadership, telemetry::chain};
 /// The right to work. On one machine nobody contests it.
 pub(super) struct Lead(Option<Leadership>);
 
-/// Answers for a daemon that does not work yet, until this is dropped.
-pub(super) struct Stead {
+/// The address of a daemon that does not work, or not any more: who asks there is told so.
+pub(super) struct Stead(TcpListener);
+
+/// Answers until it is dropped.
+pub(super) struct Answering {
     over: CancellationToken,
     serving: JoinHandle<()>,
 }
 
 impl Stead {
-    pub fn answer(api: &TcpListener) -> Result<Self, Error> {
-        let listener = duplicate(api).map_err(Error::RunFile)?;
+    pub fn of(api: &TcpListener) -> Result<Self, Error> {
+        duplicate(api).map(Self).map_err(Error::RunFile)
+    }
+
+    pub fn answer(&self) -> Result<Answering, Error> {
+        let listener = duplicate(&self.0).map_err(Error::RunFile)?;
         let over = CancellationToken::new();
         let answers = Router::new().route("/live", get(|| async { StatusCode::OK })).fallback(|| async {
             (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "another daemon of this cluster leads, or this one is about to; ask again\n",
+                [(header::RETRY_AFTER, "1")],
+                "another daemon of this cluster serves; ask again\n",
             )
         });
         let serving = axum::serve(listener, answers).with_graceful_shutdown(over.clone().cancelled_owned());
@@ -32,11 +44,11 @@ impl Stead {
             // It ends with an error as little as a listener does.
             let _ = serving.await;
         });
-        Ok(Self { over, serving })
+        Ok(Answering { over, serving })
     }
 }
 
-impl Drop for Stead {
+impl Drop for Answering {
     /// Nobody is to be answered by this one any more; connections end with the answer that they wait for.
     fn drop(&mut self) {
         self.over.cancel();

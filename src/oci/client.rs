@@ -213,8 +213,11 @@ impl Client {
         };
         self.distribution.store_auth_if_needed(image.resolve_registry(), &self.auth()).await;
         // This registry takes the credential as it is; the exchange for a token only has to be noted.
-        let noted = self.distribution.auth(&image, &self.auth(), RegistryOperation::Push).await;
-        noted.map_err(|source| Error::Registry { doing: format!("signing in to {}", self.address), source })?;
+        patiently(|| async {
+            let noted = self.distribution.auth(&image, &self.auth(), RegistryOperation::Push).await;
+            noted.map_err(|source| Error::Registry { doing: format!("signing in to {}", self.address), source })
+        })
+        .await?;
         Ok(image)
     }
 

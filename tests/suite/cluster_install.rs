@@ -2,6 +2,7 @@
 
 mod bare;
 mod replacing;
+mod replicas;
 
 use std::{
     collections::BTreeSet,

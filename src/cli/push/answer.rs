@@ -158,7 +158,12 @@ impl<'a> Answer<'a> {
 
 /// Does the daemon perhaps answer a moment later?
 pub(super) fn is_interruption(error: &Error) -> bool {
-    matches!(error, Error::Unreachable { .. } | Error::Broken(_) | Error::Api { status: 502..=504, .. })
+    is_of_absence(error) || matches!(error, Error::Unreachable { .. } | Error::Broken(_))
+}
+
+/// Does somebody say in its place that it is away?
+pub(super) fn is_of_absence(error: &Error) -> bool {
+    matches!(error, Error::NotServed { .. } | Error::Api { status: 502..=504, .. })
 }
 
 /// What is before the cause of a failure.

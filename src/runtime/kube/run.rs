@@ -288,7 +288,7 @@ impl Following<'_> {
             self.told = Some(cause.clone());
             say(self.log, ORIGIN, format!("waiting: {cause}")).await;
         }
-        let patience = if cause.contains("cannot be pulled") { PULL_PATIENCE } else { PATIENCE };
+        let patience = if cannot_come(&cause) { PULL_PATIENCE } else { PATIENCE };
         if since.elapsed() >= patience {
             return Err(self.lost(&cause));
         }
@@ -333,6 +333,12 @@ impl Drop for Following<'_> {
     fn drop(&mut self) {
         self.logs.values().for_each(JoinHandle::abort);
     }
+}
+
+/// The registry answered, and will not answer anything else. One that is away comes back.
+fn cannot_come(cause: &str) -> bool {
+    let answers = ["not found", "authoriz", "denied"];
+    cause.contains("cannot be pulled") && answers.iter().any(|answer| cause.to_lowercase().contains(answer))
 }
 
 async fn say(log: &LogSink, origin: &str, text: String) {

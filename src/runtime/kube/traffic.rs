@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
+    core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,9 @@ use crate::{runtime::Error, store::kube::Cluster as Connection, telemetry::chain
 
 /// How often is looked whether the label is where it should be.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// Who ends does not wait long to be told who else is there.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// The traffic, as a pod of the daemon may have it.
 #[derive(Clone)]
@@ -68,6 +72,14 @@ impl Traffic {
     /// Whoever leads has it, and not this one.
     pub async fn leave(&self) -> Result<(), Error> {
         self.mark(&self.pod, &Value::Null).await
+    }
+
+    /// Whether there are other pods that could have it. None, as far as is known.
+    pub async fn has_others(&self) -> bool {
+        let all = ListParams::default().labels(names::DAEMON_PODS);
+        let Ok(Ok(pods)) = tokio::time::timeout(ANSWER, self.pods.list_metadata(&all)).await else { return false };
+        let stays = |pod: &PartialObjectMeta<Pod>| pod.metadata.deletion_timestamp.is_none();
+        pods.items.iter().any(|pod| stays(pod) && pod.name_any() != self.pod)
     }
 
     async fn mark(&self, pod: &str, value: &Value) -> Result<(), Error> {
