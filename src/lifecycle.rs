@@ -18,6 +18,7 @@ mod export;
 mod image;
 mod layers;
 mod metadata;
+mod patience;
 pub mod phase;
 mod plan;
 mod prepare;

@@ -48,7 +48,14 @@ pub(super) async fn publish(
     blobs: &SharedBlobs,
     registry: &Registry,
 ) -> Result<ImageName, Box<dyn Error + Send + Sync>> {
-    let program = tokio::fs::read("/proc/self/exe").await?;
+    publish_program(tokio::fs::read("/proc/self/exe").await?, blobs, registry).await
+}
+
+async fn publish_program(
+    program: Vec<u8>,
+    blobs: &SharedBlobs,
+    registry: &Registry,
+) -> Result<ImageName, Box<dyn Error + Send + Sync>> {
     let tag = Digest::of(&program).hex();
     if let Some(digest) = registry.resolve(REPOSITORY, &tag).await? {
         return Ok(ImageName::new(REPOSITORY, digest));
@@ -65,7 +72,19 @@ pub(super) async fn publish(
         writer.finish(Some(digest)).await?;
     }
     registry.publish(REPOSITORY, &tag, digest).await?;
+    forget_all_but(&tag, registry).await?;
     Ok(ImageName::new(REPOSITORY, digest))
+}
+
+/// Of programs that ran before this one only the last is kept: builds that it began may still be on their way.
+async fn forget_all_but(current: &str, registry: &Registry) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut others = registry.tagged(REPOSITORY).await?;
+    others.retain(|(tag, _, _)| tag != current);
+    others.sort_by_key(|(_, _, since)| std::cmp::Reverse(*since));
+    for (tag, _, _) in others.into_iter().skip(1) {
+        registry.delete_tag(REPOSITORY, &tag).await?;
+    }
+    Ok(())
 }
 
 /// Compressed in the way that every engine reads, also the old ones.
@@ -114,5 +133,30 @@ fn configuration(layer: &Layer) -> ConfigFile {
         },
         rootfs: RootFs { diff_ids: vec![layer.diff_id], ..RootFs::default() },
         ..ConfigFile::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        blob::DiskBlobs,
+        store::{DiskStore, Objects},
+    };
+
+    #[tokio::test]
+    async fn of_the_programs_before_only_the_last_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs: SharedBlobs = DiskBlobs::open(&dir.path().join("blobs")).unwrap();
+        let objects = Objects::new(DiskStore::open(&dir.path().join("store")).unwrap());
+        let registry = Registry::new(objects, std::sync::Arc::clone(&blobs));
+        for program in ["one", "two", "three", "two"] {
+            let image = publish_program(program.into(), &blobs, &registry).await.unwrap();
+            let again = publish_program(program.into(), &blobs, &registry).await.unwrap();
+            assert_eq!(image, again);
+            assert!(registry.image(&image).await.unwrap().is_some(), "{program}");
+            let tags = registry.tags(REPOSITORY).await.unwrap();
+            assert!(tags.len() <= 2 && tags.contains(&Digest::of(program).hex()), "{program}: {tags:?}");
+        }
     }
 }

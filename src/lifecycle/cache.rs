@@ -8,6 +8,7 @@ use super::{
     image::{Image, Lost},
     layers::{self, Layer},
     metadata::{BuildpackLayers, CACHE, CacheMetadata, LayerMetadata, LifecycleMetadata, Sha, find, json},
+    patience::patiently,
     phase::Export,
     writer::{Content, Expect, Layers, write_documents},
 };
@@ -29,7 +30,7 @@ pub(super) async fn save_cache(
     architecture: &str,
     warnings: &mut Vec<String>,
 ) -> Result<Option<ImageName>> {
-    let last = match client.manifest(&input.cache_repository, TAG).await {
+    let last = match patiently(async || client.manifest(&input.cache_repository, TAG).await).await {
         Ok(found) => found.map(|(digest, _)| ImageName::new(&input.cache_repository, digest)),
         Err(error) => {
             warnings.push(format!("the last build cache cannot be read: {}", telemetry::chain(&error)));
@@ -92,8 +93,8 @@ impl CacheWriter<'_> {
             return Ok(diff_id);
         }
         if let Some(blob) = self.pushed.get(&diff_id).cloned() {
-            let mounted =
-                self.layers.client.mount(&self.input.cache_repository, &self.input.repository, &blob.digest).await;
+            let (to, from) = (&self.input.cache_repository, &self.input.repository);
+            let mounted = patiently(async || self.layers.client.mount(to, from, &blob.digest).await).await;
             if mounted.context(1, doing)? {
                 self.push(blob, diff_id);
                 return Ok(diff_id);

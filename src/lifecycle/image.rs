@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Context as _, Dirs, Result, read_toml, write_toml};
+use super::{Context as _, Dirs, Result, patience::patiently, read_toml, write_toml};
 use crate::{
     model::{Digest, ImageName},
     oci::{Client, ConfigFile, Descriptor, Manifest},
@@ -58,9 +58,10 @@ impl Image {
     /// None when it is gone.
     pub async fn read(client: &Client, name: &ImageName) -> Result<Option<Self>> {
         let doing = || format!("reading image {name}");
-        let found = client.manifest(&name.repository, &name.digest.to_string()).await.context(1, doing)?;
+        let digest = name.digest.to_string();
+        let found = patiently(async || client.manifest(&name.repository, &digest).await).await.context(1, doing)?;
         let Some((_, manifest)) = found else { return Ok(None) };
-        let config = client.config(&name.repository, &manifest).await.context(1, doing)?;
+        let config = patiently(async || client.config(&name.repository, &manifest).await).await.context(1, doing)?;
         Ok(Some(Self { name: name.clone(), manifest, config, lost: Lost::default() }))
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io, io::Write, sync::Arc};
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -9,6 +10,7 @@ use super::{
     export::EXPORT_FAILED,
     image::Image,
     metadata::{BUILD, BuildLabel, LIFECYCLE, LifecycleMetadata, PROJECT, Sha},
+    patience::patiently,
     phase::{CnbUser, Export},
     tar::Sink,
     types::Metadata,
@@ -66,8 +68,12 @@ impl<'a> Layers<'a> {
     /// Writes a layer in one pass.
     pub async fn write(&mut self, content: Content) -> Result<Layer, crate::oci::ClientError> {
         let (left, user) = (self.left, self.user);
-        let write = move |out: &mut dyn Write| content(&mut Sink::new(out, left, user));
-        let layer = self.client.push_layer(self.repository, self.compression, write).await?;
+        let push = async || {
+            let content = Arc::clone(&content);
+            let write = move |out: &mut dyn Write| content(&mut Sink::new(out, left, user));
+            self.client.push_layer(self.repository, self.compression, write).await
+        };
+        let layer = patiently(push).await?;
         self.left = self.left.saturating_sub(layer.tar_size);
         Ok(layer)
     }
@@ -126,7 +132,8 @@ impl<'a> ImageWriter<'a> {
     pub async fn take_over_base(&self) -> Result<()> {
         let from = &self.base.name.repository;
         for layer in &self.base.manifest.layers {
-            let mounted = self.written.client.mount(&self.input.repository, from, &layer.digest).await;
+            let mount = async || self.written.client.mount(&self.input.repository, from, &layer.digest).await;
+            let mounted = patiently(mount).await;
             if !mounted.context(EXPORT_FAILED, || "taking over the run image".to_owned())? {
                 return Err(Error::new(EXPORT_FAILED, format!("layer {} of the run image is gone", layer.digest)));
             }
@@ -230,7 +237,8 @@ pub(super) async fn write_documents(
 ) -> Result<Digest, crate::oci::ClientError> {
     let bytes = serde_json::to_vec(config).expect("an image's configuration is plain data");
     let size = bytes.len() as u64;
-    let digest = client.push_blob(repository, bytes).await?;
+    let bytes = Bytes::from(bytes);
+    let digest = patiently(async || client.push_blob(repository, bytes.clone()).await).await?;
     let manifest = Manifest::image(Descriptor::new(MEDIA_TYPE_CONFIG, digest, size), layers);
-    client.push_manifest(repository, tag, &manifest).await
+    patiently(async || client.push_manifest(repository, tag, &manifest).await).await
 }

@@ -2,13 +2,10 @@
 //!
 //! Reading and small writes go through `oci_distribution`. Layers are written in a session of our own: their
 //! digest is known only when their last byte is out, which that crate cannot do.
-//!
-//! A registry that is away is waited for: a build goes on while its daemon is replaced. Whatever is sent here may be sent
-//! twice, as all of it is content by its digest, or a tag that comes last.
 
 use std::{
     io::{self, Write},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -33,9 +30,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// One that is gone without a word is noticed after a few of these.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVES: u32 = 4;
-/// So long a registry that is away is asked again: longer than it takes until another daemon of a cluster leads.
-const AWAY: Duration = Duration::from_secs(90);
-const PAUSE: Duration = Duration::from_secs(1);
+/// So long what is sent may not be taken: whoever takes it may wait for its object storage.
+const UNTAKEN: Duration = Duration::from_secs(60);
 /// How many steps of a compressed layer may wait for the network.
 const QUEUE: usize = 8;
 /// How much compressed data goes out at once, in bytes.
@@ -67,7 +63,7 @@ impl Client {
             .tcp_keepalive(KEEPALIVE)
             .tcp_keepalive_interval(KEEPALIVE)
             .tcp_keepalive_retries(KEEPALIVES)
-            .tcp_user_timeout(KEEPALIVE * KEEPALIVES)
+            .tcp_user_timeout(UNTAKEN)
             .build()
             .map_err(|source| Error::Http { doing: "starting".to_owned(), source })?;
         Ok(Self { address: address.to_owned(), token: token.to_owned(), distribution, http })
@@ -78,25 +74,22 @@ impl Client {
         let image = self.reference(repository, reference).await?;
         let auth = self.auth();
         let accepted = [MEDIA_TYPE_MANIFEST, MEDIA_TYPE_INDEX];
-        let doing = || format!("reading manifest {repository}:{reference}");
-        let ask = || async {
-            match self.distribution.pull_manifest_raw(&image, &auth, &accepted).await {
-                Err(error) if is_not_found(&error) => Ok(None),
-                answer => answer.map(Some).map_err(|source| Error::Registry { doing: doing(), source }),
+        match self.distribution.pull_manifest_raw(&image, &auth, &accepted).await {
+            Ok((bytes, _)) => {
+                let doing = || format!("reading manifest {repository}:{reference}");
+                let manifest =
+                    serde_json::from_slice(&bytes).map_err(|source| Error::Malformed { doing: doing(), source })?;
+                Ok(Some((Digest::of(&bytes), manifest)))
             }
-        };
-        let Some((bytes, _)) = patiently(ask).await? else { return Ok(None) };
-        let manifest = serde_json::from_slice(&bytes).map_err(|source| Error::Malformed { doing: doing(), source })?;
-        Ok(Some((Digest::of(&bytes), manifest)))
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(source) => Err(Error::Registry { doing: format!("reading manifest {repository}:{reference}"), source }),
+        }
     }
 
     /// The configuration of an image.
     pub async fn config(&self, repository: &str, manifest: &Manifest) -> Result<ConfigFile, Error> {
-        let bytes = patiently(|| async {
-            let mut bytes = Vec::new();
-            self.pull_blob(repository, &manifest.config, &mut bytes).await.map(|()| bytes)
-        });
-        let bytes = bytes.await?;
+        let mut bytes = Vec::new();
+        self.pull_blob(repository, &manifest.config, &mut bytes).await?;
         let doing = || format!("reading the configuration of an image in {repository}");
         serde_json::from_slice(&bytes).map_err(|source| Error::Malformed { doing: doing(), source })
     }
@@ -111,14 +104,14 @@ impl Client {
 
     pub async fn has_blob(&self, repository: &str, digest: &Digest) -> Result<bool, Error> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.address);
-        let response = patiently(|| self.send(self.http.head(&url), "looking for a blob")).await?;
+        let response = self.send(self.http.head(url), "looking for a blob").await?;
         Ok(response.status().is_success())
     }
 
     /// Lets a repository have a blob of another one; false when that cannot be done.
     pub async fn mount(&self, repository: &str, from: &str, digest: &Digest) -> Result<bool, Error> {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/?mount={digest}&from={from}", self.address);
-        let response = patiently(|| self.send(self.http.post(&url), "mounting a blob")).await?;
+        let response = self.send(self.http.post(url), "mounting a blob").await?;
         if response.status() == reqwest::StatusCode::ACCEPTED {
             // It opened an upload instead, which nobody needs.
             let location = self.location(&response)?;
@@ -130,29 +123,15 @@ impl Client {
     pub async fn push_blob(&self, repository: &str, bytes: impl Into<Bytes>) -> Result<Digest, Error> {
         let bytes = bytes.into();
         let digest = Digest::of(&bytes);
-        let name = digest.to_string();
-        let image = self.reference(repository, &name).await?;
-        let doing = || format!("writing a blob to {repository}");
-        patiently(|| async {
-            let pushed = self.distribution.push_blob(&image, bytes.clone(), &name).await;
-            pushed.map_err(|source| Error::Registry { doing: doing(), source })
-        })
-        .await?;
+        let image = self.reference(repository, &digest.to_string()).await?;
+        let pushed = self.distribution.push_blob(&image, bytes, &digest.to_string()).await;
+        pushed.map_err(|source| Error::Registry { doing: format!("writing a blob to {repository}"), source })?;
         Ok(digest)
     }
 
     /// Writes a layer in one pass. `write` gives the bytes of a tar, on a thread of its own; they are hashed,
-    /// compressed, hashed again and sent as they come. It is asked again where the registry went away meanwhile.
+    /// compressed, hashed again and sent as they come.
     pub async fn push_layer(
-        &self,
-        repository: &str,
-        compression: Compression,
-        write: impl Fn(&mut dyn Write) -> io::Result<()> + Clone + Send + 'static,
-    ) -> Result<Layer, Error> {
-        patiently(|| self.push_layer_once(repository, compression, write.clone())).await
-    }
-
-    async fn push_layer_once(
         &self,
         repository: &str,
         compression: Compression,
@@ -196,11 +175,8 @@ impl Client {
         let digest = Digest::of(&bytes);
         let image = self.reference(repository, tag).await?;
         let media_type = http::HeaderValue::from_static(MEDIA_TYPE_MANIFEST);
-        patiently(|| async {
-            let pushed = self.distribution.push_manifest_raw(&image, bytes.clone(), media_type.clone()).await;
-            pushed.map_err(|source| Error::Registry { doing: doing(), source })
-        })
-        .await?;
+        let pushed = self.distribution.push_manifest_raw(&image, bytes, media_type).await;
+        pushed.map_err(|source| Error::Registry { doing: doing(), source })?;
         Ok(digest)
     }
 
@@ -213,11 +189,8 @@ impl Client {
         };
         self.distribution.store_auth_if_needed(image.resolve_registry(), &self.auth()).await;
         // This registry takes the credential as it is; the exchange for a token only has to be noted.
-        patiently(|| async {
-            let noted = self.distribution.auth(&image, &self.auth(), RegistryOperation::Push).await;
-            noted.map_err(|source| Error::Registry { doing: format!("signing in to {}", self.address), source })
-        })
-        .await?;
+        let noted = self.distribution.auth(&image, &self.auth(), RegistryOperation::Push).await;
+        noted.map_err(|source| Error::Registry { doing: format!("signing in to {}", self.address), source })?;
         Ok(image)
     }
 
@@ -250,28 +223,6 @@ impl Client {
                 Err(Error::Refused { doing: "starting an upload".to_owned(), status: response.status().as_u16(), text })
             }
         }
-    }
-}
-
-/// Does it until it is answered; a registry that is away is asked again for [`AWAY`].
-async fn patiently<T, F>(mut request: impl FnMut() -> F) -> Result<T, Error>
-where
-    F: Future<Output = Result<T, Error>>,
-{
-    let mut since = None;
-    loop {
-        let error = match request().await {
-            Err(error) if error.is_of_absence() => error,
-            answer => return answer,
-        };
-        if since.is_none() {
-            let cause = crate::telemetry::chain(&error);
-            eprintln!("the registry does not answer ({cause}); trying again for {} s", AWAY.as_secs());
-        }
-        if since.get_or_insert_with(Instant::now).elapsed() >= AWAY {
-            return Err(error);
-        }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -314,23 +265,6 @@ fn is_not_found(error: &OciDistributionError) -> bool {
     }
 }
 
-impl Error {
-    /// Nobody answered, or it forgot the upload: the registry was ended, and the next one may answer soon.
-    fn is_of_absence(&self) -> bool {
-        match self {
-            Self::Http { source, .. } => !source.is_builder(),
-            Self::Registry { source: OciDistributionError::RequestError(source), .. } => !source.is_builder(),
-            Self::Registry { source: OciDistributionError::IoError(_), .. } => true,
-            Self::Registry { source: OciDistributionError::RegistryError { envelope, .. }, .. } => {
-                let lost = oci_distribution::errors::OciErrorCode::BlobUploadUnknown;
-                envelope.errors.iter().any(|error| error.code == lost)
-            }
-            Self::Refused { status: 404, text, .. } => text.contains("BLOB_UPLOAD_UNKNOWN"),
-            _ => false,
-        }
-    }
-}
-
 /// What can go wrong between us and a registry.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -344,4 +278,25 @@ pub enum Error {
     Layer { doing: String, source: io::Error },
     #[error("{doing}")]
     Malformed { doing: String, source: serde_json::Error },
+}
+
+impl Error {
+    /// The registry did not answer, or said that it cannot just now; a moment later it may.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Http { source, .. } => !source.is_builder(),
+            Self::Registry { source: OciDistributionError::RequestError(source), .. } => !source.is_builder(),
+            Self::Registry { source: OciDistributionError::ServerError { code: status, .. }, .. }
+            | Self::Refused { status, .. }
+                if matches!(status, 502..=504) =>
+            {
+                true
+            }
+            // An upload that was begun with the one before.
+            Self::Refused { text, .. } if text.contains("BLOB_UPLOAD_UNKNOWN") => true,
+            // The end of a body that was cut off.
+            Self::Registry { source: OciDistributionError::IoError(_), .. } => true,
+            _ => false,
+        }
+    }
 }

@@ -30,18 +30,14 @@ use async_trait::async_trait;
 use kube::api::{DynamicObject, ListParams};
 use tokio::sync::broadcast;
 
+pub use call::{Failure, call};
 pub use connect::{Cluster, connect};
 pub use definition::{definition, install_definition, rights};
 pub use lease::{Election, Leadership, Terms};
 pub use status::{Announcement, AppStatus, Severity};
 
 use self::{
-    call::{Failure, call, list},
-    encoding::Found,
-    environment::Environments,
-    pages::Rests,
-    places::Places,
-    status::Announcer,
+    call::list, encoding::Found, environment::Environments, pages::Rests, places::Places, status::Announcer,
     watchers::Watchers,
 };
 use super::{Error, Event, Key, Kind, MAX_OBJECT_BYTES, Object, Page, Slice, Store};

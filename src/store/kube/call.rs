@@ -16,7 +16,7 @@ use crate::store::Error;
 
 /// Why a request has no good answer.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub struct Failure {
     cause: Cause,
     repeated: bool,
 }
@@ -29,7 +29,7 @@ enum Cause {
 }
 
 /// Sends a request until it is answered, or for [`GIVE_UP`].
-pub(super) async fn call<T, F>(mut request: impl FnMut() -> F) -> Result<T, Failure>
+pub async fn call<T, F>(mut request: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = kube::Result<T>>,
 {
@@ -144,7 +144,8 @@ impl Failure {
         self.status().is_some_and(|status| status.code == 404 && kind(status))
     }
 
-    fn explain(&self) -> String {
+    /// In plain words, with what to do.
+    pub fn explain(&self) -> String {
         let Some(status) = self.status() else {
             return match &self.cause {
                 Cause::Unanswered(last) => format!("the API server of the cluster does not answer: {last}"),

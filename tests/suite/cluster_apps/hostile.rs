@@ -11,7 +11,7 @@
 use serde_json::Value;
 
 use super::{python, watch::Watch};
-use crate::support::{driven, sources};
+use crate::support::{cluster::Origin, driven, sources};
 
 #[test]
 fn a_hostile_build_finds_no_credential() {
@@ -52,7 +52,9 @@ fn a_hostile_build_finds_no_credential() {
         let (url, answer) = line.rsplit_once(' ').expect("an address and an answer");
         let allowed: &[&str] = match url {
             _ if url.ends_with("/version") => &["200", "401", "403"],
-            _ if url.contains("169.254.169.254") => continue,
+            // Somebody else's cluster may be in a cloud.
+            _ if url.contains("169.254.169.254") && driven.cluster.origin == Origin::Named => continue,
+            _ if url.contains("169.254.169.254") => &["nothing"],
             _ => &["401", "403", "nothing"],
         };
         assert!(allowed.contains(&answer), "{url} answers {answer}\n{log:#?}");

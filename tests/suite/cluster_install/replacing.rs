@@ -64,7 +64,7 @@ fn edit(source: &Path, text: &str, random: &mut SplitMix) {
 }
 
 fn interrupted_push_ends(place: &Place, source: &Path, round: usize, after: &str, delay: Duration) {
-    let before = pods(place);
+    let before = pod(place);
     let push = place.command(&["push", "--name", "numbers", "--path", source.to_str().expect("a path")]);
     let mut push = Pushing::begin("numbers", push);
     push.until(after, Duration::from_secs(90));
@@ -76,7 +76,11 @@ fn interrupted_push_ends(place: &Place, source: &Path, round: usize, after: &str
     let (succeeded, said) = push.end();
     let daemon = || place.kubectl(&["logs", "-n", "epiniod", "deployment/epiniod", "--tail=50"]);
     assert!(succeeded, "round {round}: the push did not end well:\n{said}\n{}", daemon());
-    assert_ne!(pods(place), before, "round {round}: the daemon was not replaced");
+    wait_until("another pod takes the place of the one that was deleted", Duration::from_secs(60), || {
+        let now = pod(place);
+        !now.is_empty() && now != before
+    });
+    wait_until("the next daemon answers", Duration::from_secs(60), || place.epiniod(&["info"]).status.success());
     let heard: Vec<&str> = said.lines().filter_map(|line| line.trim().strip_prefix("number ")).collect();
     let wanted: Vec<String> = (0..LINES).map(|number| number.to_string()).collect();
     assert_eq!(heard, wanted, "round {round}: what the client was told has a gap or a line twice:\n{said}");
@@ -85,7 +89,7 @@ fn interrupted_push_ends(place: &Place, source: &Path, round: usize, after: &str
     assert_eq!(kept, LINES, "round {round}: the log has a gap or a line twice:\n{log}");
 }
 
-fn pods(place: &Place) -> String {
+fn pod(place: &Place) -> String {
     let selector = "app.kubernetes.io/component=daemon";
     let phase = "--field-selector=status.phase=Running";
     place.kubectl(&["get", "pods", "-n", "epiniod", "-l", selector, phase, "-o", "jsonpath={.items[0].metadata.name}"])
