@@ -111,7 +111,10 @@ impl Client {
     /// Lets a repository have a blob of another one; false when that cannot be done.
     pub async fn mount(&self, repository: &str, from: &str, digest: &Digest) -> Result<bool, Error> {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/?mount={digest}&from={from}", self.address);
-        let response = self.send(self.http.post(url), "mounting a blob").await?;
+        let mut response = self.send(self.http.post(url), "mounting a blob").await?;
+        if matches!(response.status().as_u16(), 404 | 502..=504) {
+            response = succeeded(response, "mounting a blob").await?;
+        }
         if response.status() == reqwest::StatusCode::ACCEPTED {
             // It opened an upload instead, which nobody needs.
             let location = self.location(&response)?;
@@ -199,12 +202,7 @@ impl Client {
     }
 
     async fn accepted(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
-        let response = self.send(request, doing).await?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let (status, text) = (response.status(), response.text().await.unwrap_or_default());
-        Err(Error::Refused { doing: doing.to_owned(), status: status.as_u16(), text: text.chars().take(500).collect() })
+        succeeded(self.send(request, doing).await?, doing).await
     }
 
     async fn send(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
@@ -224,6 +222,14 @@ impl Client {
             }
         }
     }
+}
+
+async fn succeeded(response: reqwest::Response, doing: &str) -> Result<reqwest::Response, Error> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let (status, text) = (response.status(), response.text().await.unwrap_or_default());
+    Err(Error::Refused { doing: doing.to_owned(), status: status.as_u16(), text: text.chars().take(500).collect() })
 }
 
 /// The writing end of a request's body.
@@ -257,7 +263,6 @@ impl Write for Channel {
 fn is_not_found(error: &OciDistributionError) -> bool {
     match error {
         OciDistributionError::ImageManifestNotFoundError(_) => true,
-        OciDistributionError::ServerError { code, .. } => *code == 404,
         OciDistributionError::RegistryError { envelope, .. } => {
             envelope.errors.iter().any(|error| error.code == oci_distribution::errors::OciErrorCode::ManifestUnknown)
         }
@@ -292,6 +297,9 @@ impl Error {
             {
                 true
             }
+            // A registry says what it does not have: this is somebody else, at an address that was its.
+            Self::Registry { source: OciDistributionError::ServerError { code: 404, .. }, .. } => true,
+            Self::Refused { status: 404, text, .. } if !text.contains("\"errors\"") => true,
             // An upload that was begun with the one before.
             Self::Refused { text, .. } if text.contains("BLOB_UPLOAD_UNKNOWN") => true,
             // The end of a body that was cut off.

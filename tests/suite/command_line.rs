@@ -213,7 +213,7 @@ fn a_wrong_password_is_not_stored_and_stops_a_push_before_it_sends() {
 
 fn api_with_push(push: fn() -> Answer) -> FakeApi {
     FakeApi::start(move |path| match path {
-        "GET /api/v1/namespaces/workspace" => Answer::Json(200, "{}"),
+        "GET /api/v1/namespaces/workspace" | "GET /api/v1/info" => Answer::Json(200, "{}"),
         "PUT /push/workspace/shop" => push(),
         _ => Answer::Json(404, r#"{"errors":[{"status":404,"title":"there is nothing at this path"}]}"#),
     })
