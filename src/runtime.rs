@@ -335,8 +335,8 @@ pub enum InstanceState {
     BackOff { ended: Ended, retry_at: Timestamp, last_words: Vec<String> },
     /// It cannot be started, or not yet, and this is why.
     Held { cause: String },
-    /// It is being stopped.
-    Stopping,
+    /// It is being stopped. Where there is an address, it accepts connections for a little longer: better than nothing.
+    Stopping { address: Option<SocketAddr> },
 }
 
 /// What can go wrong where things run.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -202,20 +203,28 @@ impl Apps {
             Rollout::SideBySide => app.instances as usize,
             Rollout::InPlace => instances.len(),
         };
-        let backends: Vec<_> = instances
-            .iter()
-            .take(most)
-            .filter_map(|instance| match &instance.state {
-                InstanceState::Ready { address } => Some(self.backend(&id, &instance.name, *address)),
+        let backends = |address: fn(&InstanceState) -> Option<SocketAddr>| -> Vec<_> {
+            let instances = instances.iter().take(most);
+            instances.filter_map(|one| Some(self.backend(&id, &one.name, address(&one.state)?))).collect()
+        };
+        let mut serving = backends(|state| match state {
+            InstanceState::Ready { address } => Some(*address),
+            _ => None,
+        });
+        if serving.is_empty() {
+            // Somebody deleted them all at once: they serve until others do.
+            serving = backends(|state| match state {
+                InstanceState::Stopping { address } => *address,
                 _ => None,
-            })
-            .collect();
+            });
+        }
+        let backends = serving;
         let reason = backends.is_empty().then(|| why_nothing_serves(app, &instances));
         Ok(Target { release: id, backends, reason })
     }
 
     /// The same backend for the same address of the same instance, so that what is in flight stays counted.
-    fn backend(&self, id: &ReleaseId, instance: &str, address: std::net::SocketAddr) -> Arc<Backend> {
+    fn backend(&self, id: &ReleaseId, instance: &str, address: SocketAddr) -> Arc<Backend> {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         let backend = backends
             .entry((id.clone(), instance.to_owned(), address))

@@ -64,7 +64,7 @@ fn rank(state: &InstanceState) -> u8 {
         InstanceState::Ready { .. } => 0,
         InstanceState::Starting => 1,
         InstanceState::BackOff { .. } => 2,
-        InstanceState::Stopping => 3,
+        InstanceState::Stopping { .. } => 3,
         InstanceState::Held { .. } => 4,
     }
 }

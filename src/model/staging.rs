@@ -95,6 +95,8 @@ pub enum Phase {
     Prepare,
     Detect,
     Base,
+    /// What a cluster takes to bring up the containers of the job, one after the other, and to tell of them.
+    Schedule,
     Build,
     Export,
     Deploy,
@@ -107,6 +109,7 @@ impl Phase {
             Self::Prepare => "prepare",
             Self::Detect => "detect",
             Self::Base => "base",
+            Self::Schedule => "schedule",
             Self::Build => "build",
             Self::Export => "export",
             Self::Deploy => "deploy",

@@ -137,6 +137,7 @@ impl Run {
             let previous = previous_image.as_ref();
             vec![steps::prepare(settings, &self.staging, &token, previous, cache, Some(&ground))?, build, export]
         };
+        let started = Instant::now();
         let outcomes = match self.run(rest).await {
             // The image is out before the cache is: without the cache the next build only takes longer.
             Err(Stop::Failed(cause)) if self.image_is_out().await? => {
@@ -145,6 +146,10 @@ impl Run {
             }
             outcomes => outcomes?,
         };
+        if !lasting {
+            let steps: Duration = outcomes.iter().map(|outcome| outcome.duration).sum();
+            self.staging.timings.push((Phase::Schedule, millis(started.elapsed().saturating_sub(steps))));
+        }
         for (step, phase) in [("prepare", Phase::Prepare), ("build", Phase::Build), ("export", Phase::Export)] {
             self.time(&outcomes, step, phase);
         }

@@ -11,10 +11,7 @@ use super::{
     Settings, names,
     step::{Fetch, ROLE, SPECIFICATION, Specification, Tool},
 };
-use crate::{
-    blob::random_name,
-    runtime::{Access, CNB_ID, Error, Job, Limits, OWN_BINARY, Step, StepImage, StepUser, TRUST_BUNDLES, Trust},
-};
+use crate::runtime::{Access, CNB_ID, Error, Job, Limits, OWN_BINARY, Step, StepImage, StepUser, TRUST_BUNDLES, Trust};
 
 /// How long the daemon may take to look at a job that ended, in seconds: later the cluster throws it away.
 const KEPT: u64 = 3600;
@@ -27,8 +24,6 @@ const IN_OWN_IMAGE: &str = "/epiniod";
 pub(super) struct Manifests {
     pub job: Value,
     pub secret: Value,
-    /// What the last step marks its last words with.
-    pub mark: String,
 }
 
 /// What the containers of a job are called is what its steps are called.
@@ -45,13 +40,11 @@ pub(super) fn manifests(settings: &Settings, job: &Job) -> Result<Manifests, Err
         StepUser::Root | StepUser::Cnb => None,
     });
     let user = of_image.unwrap_or((CNB_ID, CNB_ID));
-    let mark = random_name();
     let mut texts = BTreeMap::new();
     let mut containers = Vec::new();
     for (number, step) in job.steps.iter().enumerate() {
         let tool = if number == 0 { Tool::Provide } else { Tool::Use };
-        let is_last = number + 1 == job.steps.len();
-        let specification = specification(settings, step, tool, is_last.then(|| mark.clone()))?;
+        let specification = specification(settings, step, tool)?;
         let text = serde_json::to_string(&specification).map_err(|error| Error::Failed {
             doing: format!("writing down step {}", step.name),
             cause: error.to_string(),
@@ -91,7 +84,6 @@ pub(super) fn manifests(settings: &Settings, job: &Job) -> Result<Manifests, Err
             "metadata": { "name": name, "namespace": settings.builds_namespace, "labels": labels },
             "stringData": texts,
         }),
-        mark,
     })
 }
 
@@ -100,7 +92,7 @@ pub(super) fn images(settings: &Settings, job: &Job) -> Vec<String> {
     job.steps.iter().map(|step| image(settings, step)).collect()
 }
 
-fn specification(settings: &Settings, step: &Step, tool: Tool, mark: Option<String>) -> Result<Specification, Error> {
+fn specification(settings: &Settings, step: &Step, tool: Tool) -> Result<Specification, Error> {
     let mut files = BTreeMap::new();
     for file in &step.files {
         let text = String::from_utf8(file.contents.clone()).map_err(|_| Error::Failed {
@@ -123,7 +115,6 @@ fn specification(settings: &Settings, step: &Step, tool: Tool, mark: Option<Stri
         report: step.report.clone(),
         deadline_seconds: step.deadline.as_secs(),
         tool,
-        mark,
     })
 }
 

@@ -17,7 +17,6 @@ use tokio::sync::mpsc;
 use super::{
     Cluster,
     names::{self, InstanceName},
-    step::LAST_WORDS,
 };
 use crate::{
     model::{AppName, Namespace, Timestamp},
@@ -36,15 +35,8 @@ const AHEAD: usize = 64;
 const HISTORY: usize = 10_000;
 
 /// Gives the output of a container on from its first line but for what was seen before, until it ends. A connection that
-/// breaks is taken up where it was. Last words, which stand behind a mark, are what this returns as soon as they are there.
-pub(super) async fn forward(
-    pods: &Api<Pod>,
-    pod: &str,
-    container: &str,
-    seen: usize,
-    mark: Option<&str>,
-    log: &LogSink,
-) -> Option<String> {
+/// breaks is taken up where it was.
+pub(super) async fn forward(pods: &Api<Pod>, pod: &str, container: &str, seen: usize, log: &LogSink) {
     let (mut skip, mut last) = (seen, None);
     let (mut give_up, mut new) = (Instant::now() + GIVE_UP, true);
     while Instant::now() < give_up {
@@ -59,13 +51,6 @@ pub(super) async fn forward(
             Ok(output) => {
                 let mut lines = Lines::new(output, container);
                 while let Some((at, line)) = lines.next().await {
-                    if let Some(words) = line.text.strip_prefix(LAST_WORDS) {
-                        match mark.and_then(|mark| words.strip_prefix(mark)) {
-                            Some(words) => return Some(words.to_owned()),
-                            // Who took over a job does not know its mark, and waits for the cluster to tell.
-                            None => continue,
-                        }
-                    }
                     // After a broken connection the lines of the last second come again.
                     new = if lines.continues { new } else { last.is_none_or(|last| at > last) };
                     if new && skip > 0 {
@@ -77,16 +62,15 @@ pub(super) async fn forward(
                     give_up = Instant::now() + GIVE_UP;
                 }
                 if ended(pods, pod, container).await {
-                    return None;
+                    return;
                 }
             }
-            Err(kube::Error::Api(status)) if status.code == 404 => return None,
+            Err(kube::Error::Api(status)) if status.code == 404 => return,
             Err(error) => tracing::debug!(pod, container, %error, "the output of a container cannot be read yet"),
         }
         tokio::time::sleep(PAUSE).await;
     }
     tracing::warn!(pod, container, "the output of a container cannot be read; its log has a gap");
-    None
 }
 
 /// The API server also ends a stream when a connection behind it breaks.

@@ -225,7 +225,7 @@ fn instance(pod: &Pod) -> Instance {
 
 fn state(pod: &Pod, container: Option<&ContainerStatus>) -> InstanceState {
     if pod.metadata.deletion_timestamp.is_some() {
-        return InstanceState::Stopping;
+        return InstanceState::Stopping { address: ready_address(pod) };
     }
     if let Some(address) = ready_address(pod) {
         return InstanceState::Ready { address };

@@ -21,7 +21,7 @@ use kube::{
     runtime::watcher,
 };
 use serde_json::json;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -58,21 +58,19 @@ pub(super) async fn run(
     log: LogSink,
     cancel: CancellationToken,
 ) -> Result<Vec<StepOutcome>, Error> {
-    let (seen, mark) = match begin(cluster, &job).await? {
-        Begun::Anew { mark } => {
+    let seen = match begin(cluster, &job).await? {
+        Begun::Anew => {
             let place = format!("job {} in namespace {}", names::job(&job.id), cluster.settings.builds_namespace);
             say(&log, JOB_BEGINS, format!("{place} is made")).await;
-            (BTreeMap::new(), Some(mark))
+            BTreeMap::new()
         }
-        Begun::Found => (job.seen.clone(), None),
+        Begun::Found => job.seen.clone(),
     };
     let mut following = Following {
         cluster,
         job: &job,
         log: &log,
         seen,
-        mark,
-        last_words: mpsc::channel(1),
         started: Instant::now(),
         stuck: None,
         logs: HashMap::new(),
@@ -123,9 +121,7 @@ pub(super) async fn left_over(cluster: &Cluster) -> Result<Vec<JobId>, Error> {
 }
 
 enum Begun {
-    Anew {
-        mark: String,
-    },
+    Anew,
     /// A daemon before made it.
     Found,
 }
@@ -154,7 +150,7 @@ async fn begin(cluster: &Cluster, job: &Job) -> Result<Begun, Error> {
     }] } }));
     let merge = PatchParams::default();
     call(&doing, || secrets.patch(&name, &merge, &owner)).await?;
-    Ok(Begun::Anew { mark: manifests.mark })
+    Ok(Begun::Anew)
 }
 
 /// A job that is there now was made by this request when it was sent before: there was none when it was looked for.
@@ -181,10 +177,6 @@ struct Following<'a> {
     log: &'a LogSink,
     /// Lines of each container that the log has already.
     seen: BTreeMap<String, usize>,
-    /// What is before the last words of the last step, where this daemon made the job.
-    mark: Option<String>,
-    /// Where these words come, before the cluster tells of the end.
-    last_words: (mpsc::Sender<String>, mpsc::Receiver<String>),
     started: Instant,
     /// Since when nothing goes on, and why.
     stuck: Option<(Instant, String)>,
@@ -197,20 +189,11 @@ impl Following<'_> {
     async fn follow(&mut self) -> Result<Vec<StepOutcome>, Error> {
         let config = watcher::Config::default().labels(&names::of_staging(&self.job.id)).timeout(WATCH_SECONDS);
         let mut changes = pin!(watcher(self.cluster.builds(), config));
-        let mut pod: Option<Pod> = None;
+        let mut pod = None;
         // Whether the list that is being read has the pod in it.
         let mut listed = false;
         loop {
-            let change = tokio::select! {
-                change = tokio::time::timeout(LOOK, changes.next()) => change,
-                Some(words) = self.last_words.1.recv() => {
-                    if let Some(outcomes) = pod.as_ref().and_then(|pod| self.ended(pod, &words)) {
-                        return Ok(outcomes);
-                    }
-                    continue;
-                }
-            };
-            match change {
+            match tokio::time::timeout(LOOK, changes.next()).await {
                 Ok(Some(Ok(watcher::Event::Apply(changed) | watcher::Event::InitApply(changed)))) => {
                     (pod, listed) = (Some(changed), true);
                 }
@@ -274,20 +257,6 @@ impl Following<'_> {
         Ok(None)
     }
 
-    /// The outcomes of all steps, when the last one has said that it ended well. Of other ends the cluster knows more.
-    fn ended(&self, pod: &Pod, words: &str) -> Option<Vec<StepOutcome>> {
-        let (last, before) = self.job.steps.split_last()?;
-        let before = before.iter().map(|step| outcome(step.name, status_of(pod, step.name)?.state.as_ref()?));
-        let mut outcomes = before.collect::<Option<Vec<_>>>()?;
-        let Ending { millis, code: 0, signal: None, late: false, report } = serde_json::from_str(words).ok()? else {
-            return None;
-        };
-        let report = report.and_then(|report| serde_json::to_vec(&report).ok());
-        let duration = Duration::from_millis(millis);
-        outcomes.push(StepOutcome { name: last.name, ended: Ended::Exit(0), duration, report });
-        Some(outcomes)
-    }
-
     /// There is no pod: the controller says in events why it makes none.
     async fn look_for_creation(&mut self) -> Result<Option<Vec<StepOutcome>>, Error> {
         if self.started.elapsed() < LOOK {
@@ -335,14 +304,7 @@ impl Following<'_> {
         let pods = Api::namespaced(self.cluster.streams.clone(), &self.cluster.settings.builds_namespace);
         let (pod, log) = (pod.name_any(), self.log.clone());
         let seen = self.seen.get(container).copied().unwrap_or_default();
-        let (mark, last_words) = (self.mark.clone(), self.last_words.0.clone());
-        let is_last = self.job.steps.last().is_some_and(|step| step.name == container);
-        let reader = tokio::spawn(async move {
-            let mark = mark.filter(|_| is_last);
-            if let Some(words) = logs::forward(&pods, &pod, container, seen, mark.as_deref(), &log).await {
-                let _ = last_words.send(words).await;
-            }
-        });
+        let reader = tokio::spawn(async move { logs::forward(&pods, &pod, container, seen, &log).await });
         self.logs.insert(container, reader);
     }
 

@@ -37,8 +37,6 @@ pub(super) const SPECIFICATION: &str = "/run/epiniod-step/step.json";
 /// Where Kubernetes reads the last words of a container, and how many bytes it takes.
 const MESSAGE: &str = "/dev/termination-log";
 const MESSAGE_BYTES: usize = 4096;
-/// Begins the line of an output that has last words in it; the mark of the step and the words come after it.
-pub(super) const LAST_WORDS: &str = "\u{1e}ending ";
 /// What ends by its deadline ends with this code, as `timeout` does.
 const LATE: u8 = 124;
 /// How long the daemon may take to answer, and to send the next part of a blob.
@@ -58,10 +56,6 @@ pub(super) struct Specification {
     pub deadline_seconds: u64,
     /// Whether our own program is copied to where the other steps start it.
     pub tool: Tool,
-    /// What stands before the last words in the output, where they are said there as well: the cluster tells of an end only
-    /// when the kubelet has looked again. Nobody else knows it, or what a build writes could be taken for them.
-    #[serde(default)]
-    pub mark: Option<String>,
 }
 
 /// A blob of the daemon's, and where it goes.
@@ -87,8 +81,6 @@ pub(super) enum Tool {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ending {
     pub millis: u64,
-    #[serde(default)]
-    pub code: u8,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -131,19 +123,13 @@ fn run(path: &Path) -> io::Result<ExitCode> {
     let status = start(&step, &late)?;
     let late = late.load(Ordering::SeqCst);
     let report = step.report.as_ref().and_then(|report| fs::read(report).ok());
-    let code = if late { LATE } else { code_of(status) };
-    let ending = Ending {
+    leave(&Ending {
         millis: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         signal: status.signal().filter(|_| !late),
         late,
-        code,
         report: report.and_then(|text| serde_json::from_slice(&text).ok()),
-    };
-    leave(&ending);
-    if let Some(mark) = &step.mark {
-        println!("{LAST_WORDS}{mark} {}", String::from_utf8_lossy(&fitting(&ending)));
-    }
-    Ok(ExitCode::from(code))
+    });
+    Ok(ExitCode::from(if late { LATE } else { code_of(status) }))
 }
 
 fn code_of(status: ExitStatus) -> u8 {

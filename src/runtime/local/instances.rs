@@ -151,7 +151,7 @@ impl Instances {
             };
             for local in known.instances.values_mut().filter(elsewhere) {
                 local.stopping = true;
-                local.instance.state = InstanceState::Stopping;
+                local.instance.state = InstanceState::Stopping { address: None };
                 leaving.push((id.clone(), local.clone()));
             }
         }
@@ -202,7 +202,7 @@ impl Instances {
             let Some(entry) = known.get_mut(id) else { return Ok(()) };
             for local in entry.instances.values_mut() {
                 local.stopping = true;
-                local.instance.state = InstanceState::Stopping;
+                local.instance.state = InstanceState::Stopping { address: None };
             }
             entry.instances.values().cloned().collect()
         };
