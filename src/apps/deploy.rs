@@ -25,9 +25,6 @@ const KEPT_RELEASES: usize = 10;
 const LAST_WORDS: usize = 20;
 const LOOKED_THROUGH: usize = 10_000;
 
-/// How long an instance may be kept from starting: what keeps it may go by itself.
-const HELD: Duration = Duration::from_secs(20);
-
 /// What is to be deployed.
 #[derive(Debug, Clone)]
 pub struct Deployment {
@@ -178,11 +175,11 @@ impl Apps {
                 }
             }
             let held = instances.iter().find_map(|instance| match &instance.state {
-                InstanceState::Held { cause } => Some(cause),
+                InstanceState::Held { cause, patience } => Some((cause, *patience)),
                 _ => None,
             });
             match held {
-                Some(cause) if held_since.get_or_insert_with(Instant::now).elapsed() >= HELD => {
+                Some((cause, patience)) if held_since.get_or_insert_with(Instant::now).elapsed() >= patience => {
                     return Ok(Err(Unhealthy { cause: cause.clone(), last_words: Vec::new() }));
                 }
                 Some(_) => {}

@@ -1,6 +1,23 @@
 //! Why a pod does not get on, in plain words: what the cluster says of it, and what to do next.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+
+use crate::runtime::InstanceState;
+
+/// How long what keeps a pod may take to go by itself.
+const HELD: Duration = Duration::from_secs(20);
+/// The same for a registry that is away: another daemon may have to take over, and the kubelet asks again only so often.
+const AWAY: Duration = Duration::from_secs(90);
+
+/// An instance that cannot be started yet.
+pub(super) fn held(cause: String) -> InstanceState {
+    let answers = ["not found", "authoriz", "denied"];
+    let is_answered = answers.iter().any(|answer| cause.to_lowercase().contains(answer));
+    let patience = if cause.contains(UNPULLED) && !is_answered { AWAY } else { HELD };
+    InstanceState::Held { cause, patience }
+}
 
 /// What keeps a pod from starting, as far as it says so itself.
 pub(super) fn of_pod(pod: &Pod) -> Option<String> {
@@ -27,7 +44,7 @@ fn of_container(status: &ContainerStatus) -> Option<String> {
     let image = &status.image;
     match waiting.reason.as_deref()? {
         "ErrImagePull" | "ImagePullBackOff" => Some(format!(
-            "the image {image} cannot be pulled: {message}; images come from the daemon's registry, which every node has to reach under this name"
+            "the image {image} {UNPULLED}: {message}; images come from the daemon's registry, which every node has to reach under this name"
         )),
         "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
             Some(format!("the image {image} cannot be used: {message}"))
@@ -54,6 +71,8 @@ fn failed(reason: &str, message: &str) -> Option<String> {
         _ => None,
     }
 }
+
+const UNPULLED: &str = "cannot be pulled";
 
 /// What the message of a controller that cannot make pods means.
 pub(super) fn of_creation(message: &str) -> String {
