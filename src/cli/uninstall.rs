@@ -70,8 +70,8 @@ fn describe(ui: &Ui, inventory: &Inventory, fate: Fate, cluster: &str) {
     match &inventory.bucket {
         None => ui.say("images, sources, users and passwords are gone then"),
         Some(bucket) => ui.say(&format!(
-            "users and passwords are gone then. Images and sources stay in bucket {}, and are of no use to another \
-             installation, which refuses a bucket that is not empty: delete them when this is done, {}",
+            "users and passwords are gone then; images and sources stay in bucket {}, which no other installation takes until \
+             it is empty. To delete them afterwards: {}",
             bucket.name,
             emptying(bucket)
         )),

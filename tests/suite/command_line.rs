@@ -262,6 +262,8 @@ fn a_push_that_fails_says_where_by_its_exit_code() {
         (|| Answer::Json(422, "error: the archive has no files in it\n"), 6, "no files in it"),
         (|| Answer::Json(400, "error: 1000 instances are too many\n"), 1, "too many"),
         (|| Answer::Json(500, "error: the store failed\n"), 1, "the daemon's log says more"),
+        // As an ingress controller answers that has nobody behind it.
+        (|| Answer::Json(404, "404 page not found\n"), 3, "no daemon serves at"),
     ] {
         let api = api_with_push(push);
         let user = User::of(&api);

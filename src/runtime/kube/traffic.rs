@@ -57,10 +57,10 @@ impl Traffic {
         let doing = "looking at which pod gets the traffic";
         let marked = ListParams::default().labels(&format!("{},{}", names::DAEMON_PODS, names::LEADER));
         let marked = call(doing, || self.pods.list_metadata(&marked)).await?.items;
-        let (own, others): (Vec<_>, Vec<_>) =
-            marked.iter().map(|pod| pod.name_any()).partition(|name| *name == self.pod);
-        for other in others {
-            self.mark(&other, &Value::Null).await?;
+        let (own, others): (Vec<_>, Vec<_>) = marked.iter().partition(|pod| pod.name_any() == self.pod);
+        // One that ends gets no more requests as soon as there is another; without its label there would be none meanwhile.
+        for other in others.iter().filter(|pod| stays(pod)) {
+            self.mark(&other.name_any(), &Value::Null).await?;
         }
         if own.is_empty() {
             self.mark(&self.pod, &json!("true")).await?;
@@ -78,7 +78,6 @@ impl Traffic {
     pub async fn has_others(&self) -> bool {
         let all = ListParams::default().labels(names::DAEMON_PODS);
         let Ok(Ok(pods)) = tokio::time::timeout(ANSWER, self.pods.list_metadata(&all)).await else { return false };
-        let stays = |pod: &PartialObjectMeta<Pod>| pod.metadata.deletion_timestamp.is_none();
         pods.items.iter().any(|pod| stays(pod) && pod.name_any() != self.pod)
     }
 
@@ -88,4 +87,8 @@ impl Traffic {
         let params = PatchParams::default();
         call_unless_missing(&doing, || self.pods.patch_metadata(pod, &params, &change)).await
     }
+}
+
+fn stays(pod: &PartialObjectMeta<Pod>) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
 }

@@ -87,3 +87,23 @@ pub(super) fn of_creation(message: &str) -> String {
     }
     format!("the cluster makes no pod for it: {message}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_is_away_is_waited_for_and_one_that_answers_is_not() {
+        let pull = |message: &str| format!("the image x {UNPULLED}: {message}; images come from the daemon's registry");
+        for (cause, expected) in [
+            (pull("dial tcp 127.0.0.1:30500: connect: connection refused"), AWAY),
+            (pull("Back-off pulling image"), AWAY),
+            (pull("failed to resolve reference: 127.0.0.1:30500/a/b: not found"), HELD),
+            (pull("failed to authorize: 401 Unauthorized"), HELD),
+            ("no node of the cluster takes it: 0/1 nodes are available".to_owned(), HELD),
+        ] {
+            let InstanceState::Held { patience, .. } = held(cause.clone()) else { panic!("{cause}") };
+            assert_eq!(patience, expected, "{cause}");
+        }
+    }
+}
