@@ -2,7 +2,8 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `GET /ready` | 200 when the daemon serves; the one path without a credential |
+//! | `GET /ready` | 200 when the daemon serves; without a credential |
+//! | `GET /live` | 200 also while another daemon of the cluster serves; without a credential |
 //! | `/api/v1/…` | Epinio's routes and shapes |
 //! | `/wapi/v1/…` | Epinio's websockets, and connections to ports; the token of `GET /api/v1/authtoken` is their credential |
 //! | `PUT /push/NAMESPACE/APP` | ours: stores, stages, deploys, streams the log as text, ends with the URL |
@@ -101,6 +102,7 @@ pub fn router(state: ApiState, more: Router) -> Router {
         .with_state(state.clone());
     Router::new()
         .route("/ready", get(system::ready))
+        .route("/live", get(system::ready))
         .merge(protected)
         .nest("/wapi/v1", websockets)
         .fallback(system::not_found)

@@ -38,24 +38,31 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
         Some(kubernetes) => Some(Place::connect(kubernetes, &config).await?),
         None => None,
     };
-    let Some(leadership) = standby::until_leading(place.as_ref(), &api, &control).await? else { return Ok(()) };
+    let stead = place.as_ref().map(|_| standby::Stead::of(&api)).transpose()?;
+    let answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
+    let Some(leadership) = standby::until_leading(place.as_ref(), &control).await? else { return Ok(()) };
     let house = House::build(&config, api_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
 
     // Before anybody is answered: whoever sees that it serves may stop it by this file.
     let run_file = RunFile::write(&config.data_dir, api_address, registry_address, mode).map_err(Error::RunFile)?;
-    let tasks = TaskTracker::new();
+    let (work, listeners) = (TaskTracker::new(), TaskTracker::new());
     let stop = CancellationToken::new();
-    tasks.spawn(Arc::clone(&house.apps).run(stop.clone()));
-    tasks.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
+    drop(answering);
+    work.spawn(Arc::clone(&house.apps).run(stop.clone()));
+    listeners.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
     // Later than everything else: the nodes of a cluster pull from here what is deployed in these moments.
     let last = CancellationToken::new();
-    tasks.spawn(serve_registry(registry, house.registry_router(), last.clone()));
-    tasks.spawn(collect::run(house.garbage(), stop.clone()));
+    listeners.spawn(serve_registry(registry, house.registry_router(), last.clone()));
+    work.spawn(collect::run(house.garbage(), stop.clone()));
     if let Some(reports) = house.reports.clone() {
-        tasks.spawn(reports.run(stop.clone()));
+        work.spawn(reports.run(stop.clone()));
     }
-    tasks.close();
+    if let Some(traffic) = place.as_ref().and_then(Place::traffic) {
+        work.spawn(traffic.keep(stop.clone()));
+    }
+    work.close();
+    listeners.close();
     tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");
 
     let applications = tokio::select! {
@@ -65,13 +72,22 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     };
     tracing::info!(applications = ?applications, "stopping");
     stop.cancel();
+    let _answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
     let stopped = house.wind_down(applications, DRAIN).await;
+    // What only a leader may do has ended then. Whoever still reads an answer holds up nobody.
+    let done = async { tokio::join!(work.wait(), house.edge.api_is_idle()) };
+    if tokio::time::timeout(DRAIN, done).await.is_err() {
+        tracing::warn!(seconds = DRAIN.as_secs(), "some of what was asked did not end in time");
+    }
+    leadership.release().await;
     last.cancel();
-    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN, listeners.wait()).await.is_err() {
         tracing::warn!(seconds = DRAIN.as_secs(), "some requests did not end in time");
     }
     run_file.remove();
-    leadership.release().await;
+    if let Some(place) = &place {
+        place.wait_until_unasked().await;
+    }
     stopped
 }
 

@@ -21,7 +21,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use self::proxy::Proxy;
@@ -46,11 +46,19 @@ pub struct Edge {
     api: Router,
     system_domain: String,
     proxy: Proxy,
+    /// What the API is about to answer.
+    asked: TaskTracker,
 }
 
 impl Edge {
     pub fn new(routes: Arc<RouteTable>, api: Router, system_domain: String) -> Self {
-        Self { routes, api, system_domain, proxy: Proxy::default() }
+        Self { routes, api, system_domain, proxy: Proxy::default(), asked: TaskTracker::new() }
+    }
+
+    /// Ends when the API has answered what it was asked; bodies and applications may take longer.
+    pub async fn api_is_idle(&self) {
+        self.asked.close();
+        self.asked.wait().await;
     }
 
     /// Serves connections until the token is cancelled, then lets requests end.
@@ -106,6 +114,7 @@ impl Edge {
     async fn answer(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
         let host = host_of(&request);
         if self.is_api(&host) {
+            let _asked = self.asked.token();
             return match self.api.clone().oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},

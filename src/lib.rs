@@ -86,6 +86,10 @@
 //!    up within the health gate's time, the Deployment goes back to the pod template of the release before.
 //! 5. Where there is an ingress class, each application gets an Ingress; where there is none, the daemon's own edge
 //!    routes to the addresses of pods.
+//! 6. On a bucket there may be several daemons. One leads and has a label, which the services select; the others are ready,
+//!    and answer 503 to whoever asks them all the same. One that ends gives the Lease back when its last write is done, and
+//!    answers 503 until nodes have learnt of the next one. One that falls silent loses the Lease after 15 s, and its label to
+//!    the next. Nothing in a pod is missed: what the next one does not find in the cluster or in the bucket it makes anew.
 //!
 //! # A look inside
 //!

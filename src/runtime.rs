@@ -333,10 +333,8 @@ pub enum InstanceState {
     Ready { address: SocketAddr },
     /// It ended and waits until it is started again.
     BackOff { ended: Ended, retry_at: Timestamp, last_words: Vec<String> },
-    /// It cannot be started, or not yet, and this is why.
-    Held { cause: String },
-    /// The same, and it is tried again until what keeps it has passed: a registry that is away comes back.
-    Waiting { cause: String },
+    /// It cannot be started, or not yet, and this is why; it may go by itself within this time.
+    Held { cause: String, patience: Duration },
     /// It is being stopped. Where there is an address, it accepts connections for a little longer: better than nothing.
     Stopping { address: Option<SocketAddr> },
 }

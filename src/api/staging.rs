@@ -71,7 +71,8 @@ pub(super) async fn deploy(
     Ok(Json(json!({ "routes": routes })))
 }
 
-/// Ours: a staging with its state and the time that each phase took, in milliseconds.
+/// Ours: a staging with its state, the time that each phase took, in milliseconds, and whether nothing is to come of it
+/// any more.
 pub(super) async fn show(
     State(state): State<ApiState>,
     Path(path): Path<(String, String)>,
@@ -81,7 +82,8 @@ pub(super) async fn show(
     let timings: Vec<Value> =
         staging.timings.iter().map(|(phase, millis)| json!({ "phase": phase, "duration_ms": millis })).collect();
     Ok(Json(
-        json!({ "id": staging.id, "app": staging.app, "state": staging.state, "image": staging.image, "timings": timings }),
+        json!({ "id": staging.id, "app": staging.app, "state": staging.state, "image": staging.image, "timings": timings,
+            "settled": staging.state.is_final() && staging.then == AfterStaging::Nothing }),
     ))
 }
 

@@ -25,9 +25,6 @@ const KEPT_RELEASES: usize = 10;
 const LAST_WORDS: usize = 20;
 const LOOKED_THROUGH: usize = 10_000;
 
-/// How long an instance may be kept from starting: what keeps it may go by itself.
-const HELD: Duration = Duration::from_secs(20);
-
 /// What is to be deployed.
 #[derive(Debug, Clone)]
 pub struct Deployment {
@@ -178,11 +175,14 @@ impl Apps {
                 }
             }
             let held = instances.iter().find_map(|instance| match &instance.state {
-                InstanceState::Held { cause } => Some(cause),
+                InstanceState::Held { cause, patience } => Some((cause, *patience)),
                 _ => None,
             });
+            let late = Instant::now() >= deadline;
             match held {
-                Some(cause) if held_since.get_or_insert_with(Instant::now).elapsed() >= HELD => {
+                Some((cause, patience))
+                    if late || held_since.get_or_insert_with(Instant::now).elapsed() >= patience =>
+                {
                     return Ok(Err(Unhealthy { cause: cause.clone(), last_words: Vec::new() }));
                 }
                 Some(_) => {}
@@ -192,15 +192,8 @@ impl Apps {
             if ready.count() >= release.instances as usize {
                 return Ok(Ok(()));
             }
-            if Instant::now() >= deadline {
-                let waits = instances.into_iter().find_map(|instance| match instance.state {
-                    InstanceState::Waiting { cause } => Some(Unhealthy { cause, last_words: Vec::new() }),
-                    _ => None,
-                });
-                return Ok(Err(match waits {
-                    Some(unhealthy) => unhealthy,
-                    None => self.too_late(release).await,
-                }));
+            if late {
+                return Ok(Err(self.too_late(release).await));
             }
             let soon = deadline.min(Instant::now() + Duration::from_secs(1));
             let _ = timeout_at(soon, changes.changed()).await;

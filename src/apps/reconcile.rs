@@ -273,7 +273,7 @@ fn why_nothing_serves(app: &App, instances: &[Instance]) -> String {
         InstanceState::BackOff { ended, retry_at, .. } => {
             Some(format!("it ended with {} and is started again at {retry_at}", describe(*ended)))
         }
-        InstanceState::Held { cause } | InstanceState::Waiting { cause } => Some(cause.clone()),
+        InstanceState::Held { cause, .. } => Some(cause.clone()),
         _ => None,
     });
     crashed.unwrap_or_else(|| "it is starting".to_owned())

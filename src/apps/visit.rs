@@ -65,7 +65,7 @@ fn rank(state: &InstanceState) -> u8 {
         InstanceState::Starting => 1,
         InstanceState::BackOff { .. } => 2,
         InstanceState::Stopping { .. } => 3,
-        InstanceState::Held { .. } | InstanceState::Waiting { .. } => 4,
+        InstanceState::Held { .. } => 4,
     }
 }
 

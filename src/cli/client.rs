@@ -35,7 +35,14 @@ const ANSWER: Duration = Duration::from_secs(15 * 60);
 /// How long a daemon may take to begin a log, or a connection.
 const UPGRADE: Duration = Duration::from_secs(30);
 /// A connection whose other end is gone is noticed after some of these.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVES: u32 = 3;
+
+/// What ingress controllers and load balancers answer while nobody is behind them.
+const ELSE: [StatusCode; 4] =
+    [StatusCode::NOT_FOUND, StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+/// A header of every answer of an API, Epinio's or ours.
+const OF_AN_API: &str = "epinio-version";
 
 /// A daemon, and who we are to it.
 pub struct Client {
@@ -54,6 +61,8 @@ impl Client {
             .dns_resolver(Arc::new(Resolver))
             .connect_timeout(CONNECT)
             .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(KEEPALIVES)
             .http1_only();
         if is_this_machine(&url) {
             builder = builder.no_proxy();
@@ -90,7 +99,11 @@ impl Client {
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
+        let named = response.headers().contains_key(OF_AN_API);
         let text = response.text().await.map_err(Error::Broken)?;
+        if ELSE.contains(&status) && !named && !is_of_an_api(&text) {
+            return Err(Error::NotServed { address: self.settings.api.clone(), status: status.as_u16() });
+        }
         Err(api_error(status.as_u16(), &text))
     }
 
@@ -252,6 +265,12 @@ fn unreachable(settings: &Settings, error: &reqwest::Error) -> Error {
         cause = inner;
     }
     Error::Unreachable { address: settings.api.clone(), cause: cause.to_string() }
+}
+
+/// Whether an error is in one of the forms that [`api_error`] reads.
+fn is_of_an_api(text: &str) -> bool {
+    let json: Option<Value> = serde_json::from_str(text).ok();
+    text.starts_with("error: ") || json.is_some_and(|json| json.get("errors").is_some())
 }
 
 /// The first error of an answer, which is JSON, or `error: TEXT`.

@@ -44,6 +44,9 @@ Exit codes:
 pub enum Error {
     #[error("the daemon at {address} cannot be reached: {cause}")]
     Unreachable { address: String, cause: String },
+    /// Somebody else answers in its place.
+    #[error("no daemon serves at {address} just now; what is there answers {status}")]
+    NotServed { address: String, status: u16 },
     #[error("the connection to the daemon ended early")]
     Broken(#[source] reqwest::Error),
     #[error("the connection to the daemon cannot be used: {0}")]
@@ -97,6 +100,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. }
+            | Self::NotServed { .. }
             | Self::Cluster(install::Error::Unreachable { .. } | install::Error::NotReady { .. })
             | Self::NotReady { .. }
             | Self::Daemon(_)
@@ -147,6 +151,9 @@ impl Error {
         let hint = match self {
             Self::Unreachable { .. } => {
                 "start a daemon with 'epiniod serve', or name another one with 'epiniod login URL'"
+            }
+            Self::NotServed { .. } => {
+                "is it the address of a daemon? In a cluster another one takes over within half a minute"
             }
             Self::Broken(_) | Self::Websocket(_) => {
                 "look whether the daemon still runs with 'epiniod info', then repeat the command"

@@ -33,6 +33,7 @@ Examples:
   epiniod install --image registry.example.com/epiniod     an image that the nodes can pull
   epiniod install --storage-path /var/lib/epiniod          a bare cluster without storage classes
   epiniod install --ingress traefik                        brings Traefik along
+  epiniod install --s3-bucket images --replicas 2          a second daemon takes over when the first one goes
   epiniod install --dry-run                                what would be created and changed";
 
 /// How long the API may take to be reached from here once the daemon is ready: controllers and proxies take a moment.
@@ -218,6 +219,12 @@ fn warn(ui: &Ui, installation: &Installation, found: &Findings) {
             "  registry: a node port; where it does not answer on the nodes' 127.0.0.1, repeat with --registry-relay always"
         }
     });
+    if installation.replicas > 1 {
+        ui.say(&format!(
+            "  replicas: {}, of which one works, and another takes over when it goes",
+            installation.replicas
+        ));
+    }
     if installation.storage == Storage::Ephemeral && installation.bucket.is_none() {
         ui.say("warning: the data is in the daemon's pod: applications, images and users are lost when it is replaced");
     }

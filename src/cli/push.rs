@@ -14,7 +14,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 
-use self::answer::{Answer, is_interruption};
+use self::answer::{Answer, is_interruption, is_of_absence};
 use super::{
     InNamespace, Target,
     client::Client,
@@ -114,12 +114,20 @@ pub async fn push(client: &Client, ui: &Ui, wishes: &Wishes, path: &Path) -> Res
         Some(name) => name.clone(),
         None => name_of(&path)?,
     };
-    // Who may not push hears it before anything is packed and sent.
-    client.get(&format!("/api/v1/namespaces/{namespace}")).await?;
-    ui.say(&format!("pushing {} as application {name} to namespace {namespace}", path.display()));
     let place = format!("/push/{namespace}/{name}");
     let request = format!("{place}{}", query(wishes, &path));
     let mut answer = Answer::new(client, ui, place);
+    // Who may not push hears it before anything is packed and sent.
+    let asked = format!("/api/v1/namespaces/{namespace}");
+    match client.get(&asked).await {
+        Err(error) if is_of_absence(&error) => {
+            ui.say(&format!("{error}; waiting until it serves"));
+            answer.wait_for_daemon().await?;
+            client.get(&asked).await?;
+        }
+        known => drop(known?),
+    }
+    ui.say(&format!("pushing {} as application {name} to namespace {namespace}", path.display()));
     let mut attempts = 1;
     let url = loop {
         let ended = match upload(client, ui, &path, &request).await {

@@ -12,7 +12,7 @@ use super::{
     error::{self, Error},
     ui::Ui,
 };
-use crate::runtime::kube::install::{self, Fate, Inventory, NAMESPACE};
+use crate::runtime::kube::install::{self, Bucket, Fate, Inventory, NAMESPACE};
 
 #[derive(Debug, Args)]
 pub struct Uninstall {
@@ -67,7 +67,21 @@ fn describe(ui: &Ui, inventory: &Inventory, fate: Fate, cluster: &str) {
     if inventory.keeps_directory() {
         ui.say("the directory of the node that the data is in stays there: remove it by hand");
     }
-    ui.say("images, sources, users and passwords are gone then");
+    match &inventory.bucket {
+        None => ui.say("images, sources, users and passwords are gone then"),
+        Some(bucket) => ui.say(&format!(
+            "users and passwords are gone then; images and sources stay in bucket {}, which no other installation takes until \
+             it is empty. To delete them afterwards: {}",
+            bucket.name,
+            emptying(bucket)
+        )),
+    }
+}
+
+/// As people do it who have the tools of AWS.
+fn emptying(bucket: &Bucket) -> String {
+    let endpoint = bucket.endpoint.as_ref().map(|url| format!(" --endpoint-url {url}")).unwrap_or_default();
+    format!("aws{endpoint} s3 rm --recursive s3://{}", bucket.name)
 }
 
 fn confirmed() -> Result<bool, Error> {

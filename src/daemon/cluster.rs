@@ -18,11 +18,16 @@ use crate::{
 /// The service of a daemon that was installed into a cluster.
 const SERVICE: &str = "epiniod-registry";
 
+/// Nodes learn of another pod with the traffic within a second or two.
+const LINGER: Duration = Duration::from_secs(3);
+
 /// A cluster that this daemon may use.
 pub(super) struct Place {
     pub settings: Kubernetes,
     pub connection: Cluster,
     terms: Terms,
+    /// This machine, or this pod.
+    host: String,
     identity: String,
     _data_dir: Option<Flock<fs::File>>,
 }
@@ -45,7 +50,21 @@ impl Place {
             Some(_) => format!("{host}-{}", &Digest::of(data_dir.as_os_str().as_encoded_bytes()).hex()[..12]),
             None => format!("{host}-{}", std::process::id()),
         };
-        Ok(Self { settings: settings.clone(), connection, terms, identity, _data_dir: data_dir_lock })
+        Ok(Self { settings: settings.clone(), connection, terms, host, identity, _data_dir: data_dir_lock })
+    }
+
+    /// Gives the cluster time to lead requests to the one that takes over; those that still come are answered until then.
+    pub async fn wait_until_unasked(&self) {
+        let Some(traffic) = self.traffic() else { return };
+        if traffic.has_others().await {
+            tokio::time::sleep(LINGER).await;
+        }
+    }
+
+    /// None for a daemon outside of the cluster: nodes are told its address.
+    pub fn traffic(&self) -> Option<kube::Traffic> {
+        let (is_inside, namespace) = (self.settings.is_inside(), &self.settings.namespace);
+        is_inside.then(|| kube::Traffic::new(&self.connection, namespace, &self.host))
     }
 
     /// Waits until no other daemon of this cluster leads.

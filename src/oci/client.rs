@@ -25,6 +25,13 @@ use crate::model::Digest;
 
 /// How long a registry may be silent.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long it may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// One that is gone without a word is noticed after a few of these.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+const KEEPALIVES: u32 = 4;
+/// So long what is sent may not be taken: whoever takes it may wait for its object storage.
+const UNTAKEN: Duration = Duration::from_secs(60);
 /// How many steps of a compressed layer may wait for the network.
 const QUEUE: usize = 8;
 /// How much compressed data goes out at once, in bytes.
@@ -41,14 +48,22 @@ pub struct Client {
 impl Client {
     /// `address` is `host:port`; the token goes with every request.
     pub fn new(address: &str, token: &str) -> Result<Self, Error> {
-        let config =
-            ClientConfig { protocol: ClientProtocol::Http, read_timeout: Some(SILENCE), ..ClientConfig::default() };
+        let config = ClientConfig {
+            protocol: ClientProtocol::Http,
+            read_timeout: Some(SILENCE),
+            connect_timeout: Some(CONNECT),
+            ..ClientConfig::default()
+        };
         let distribution = Distribution::try_from(config)
             .map_err(|source| Error::Registry { doing: "starting".to_owned(), source })?;
         // No deadline on silence: the answer to a layer comes after its last byte. The step that pushes has one.
         let http = reqwest::Client::builder()
             .no_proxy()
-            .connect_timeout(Duration::from_secs(10))
+            .connect_timeout(CONNECT)
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(KEEPALIVES)
+            .tcp_user_timeout(UNTAKEN)
             .build()
             .map_err(|source| Error::Http { doing: "starting".to_owned(), source })?;
         Ok(Self { address: address.to_owned(), token: token.to_owned(), distribution, http })
@@ -96,7 +111,10 @@ impl Client {
     /// Lets a repository have a blob of another one; false when that cannot be done.
     pub async fn mount(&self, repository: &str, from: &str, digest: &Digest) -> Result<bool, Error> {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/?mount={digest}&from={from}", self.address);
-        let response = self.send(self.http.post(url), "mounting a blob").await?;
+        let mut response = self.send(self.http.post(url), "mounting a blob").await?;
+        if matches!(response.status().as_u16(), 404 | 502..=504) {
+            response = succeeded(response, "mounting a blob").await?;
+        }
         if response.status() == reqwest::StatusCode::ACCEPTED {
             // It opened an upload instead, which nobody needs.
             let location = self.location(&response)?;
@@ -184,12 +202,7 @@ impl Client {
     }
 
     async fn accepted(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
-        let response = self.send(request, doing).await?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let (status, text) = (response.status(), response.text().await.unwrap_or_default());
-        Err(Error::Refused { doing: doing.to_owned(), status: status.as_u16(), text: text.chars().take(500).collect() })
+        succeeded(self.send(request, doing).await?, doing).await
     }
 
     async fn send(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
@@ -209,6 +222,14 @@ impl Client {
             }
         }
     }
+}
+
+async fn succeeded(response: reqwest::Response, doing: &str) -> Result<reqwest::Response, Error> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let (status, text) = (response.status(), response.text().await.unwrap_or_default());
+    Err(Error::Refused { doing: doing.to_owned(), status: status.as_u16(), text: text.chars().take(500).collect() })
 }
 
 /// The writing end of a request's body.
@@ -242,7 +263,6 @@ impl Write for Channel {
 fn is_not_found(error: &OciDistributionError) -> bool {
     match error {
         OciDistributionError::ImageManifestNotFoundError(_) => true,
-        OciDistributionError::ServerError { code, .. } => *code == 404,
         OciDistributionError::RegistryError { envelope, .. } => {
             envelope.errors.iter().any(|error| error.code == oci_distribution::errors::OciErrorCode::ManifestUnknown)
         }
@@ -277,6 +297,9 @@ impl Error {
             {
                 true
             }
+            // A registry says what it does not have: this is somebody else, at an address that was its.
+            Self::Registry { source: OciDistributionError::ServerError { code: 404, .. }, .. } => true,
+            Self::Refused { status: 404, text, .. } if !text.contains("\"errors\"") => true,
             // An upload that was begun with the one before.
             Self::Refused { text, .. } if text.contains("BLOB_UPLOAD_UNKNOWN") => true,
             // The end of a body that was cut off.

@@ -15,6 +15,7 @@ mod reach;
 pub mod relay;
 mod run;
 mod step;
+mod traffic;
 mod trouble;
 mod user;
 mod visit;
@@ -42,13 +43,13 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-pub use self::step::run_role;
 use self::{
     call::{call, failed},
     observe::Observed,
     user::User,
     workload::Applied,
 };
+pub use self::{step::run_role, traffic::Traffic};
 use super::{
     Command, Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, Session, StepOutcome, Volumes,
     Workload, WorkloadStatus,

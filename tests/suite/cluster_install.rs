@@ -3,6 +3,7 @@
 mod bare;
 mod relay;
 mod replacing;
+mod replicas;
 mod upgrading;
 
 use std::{

@@ -213,7 +213,7 @@ fn a_wrong_password_is_not_stored_and_stops_a_push_before_it_sends() {
 
 fn api_with_push(push: fn() -> Answer) -> FakeApi {
     FakeApi::start(move |path| match path {
-        "GET /api/v1/namespaces/workspace" => Answer::Json(200, "{}"),
+        "GET /api/v1/namespaces/workspace" | "GET /api/v1/info" => Answer::Json(200, "{}"),
         "PUT /push/workspace/shop" => push(),
         _ => Answer::Json(404, r#"{"errors":[{"status":404,"title":"there is nothing at this path"}]}"#),
     })
@@ -262,6 +262,8 @@ fn a_push_that_fails_says_where_by_its_exit_code() {
         (|| Answer::Json(422, "error: the archive has no files in it\n"), 6, "no files in it"),
         (|| Answer::Json(400, "error: 1000 instances are too many\n"), 1, "too many"),
         (|| Answer::Json(500, "error: the store failed\n"), 1, "the daemon's log says more"),
+        // As an ingress controller answers that has nobody behind it.
+        (|| Answer::Json(404, "404 page not found\n"), 3, "no daemon serves at"),
     ] {
         let api = api_with_push(push);
         let user = User::of(&api);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
 use reqwest::{Method, Response};
+use serde_json::Value;
 
 use crate::{
     api::STOPPED,
@@ -14,6 +15,8 @@ use crate::{
 /// How long a daemon may be away while it is replaced.
 const AWAY: Duration = Duration::from_secs(180);
 const LOOK: Duration = Duration::from_millis(500);
+/// After so long without a line it is asked whether there is still something to come.
+const SILENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Answer<'a> {
     client: &'a Client,
@@ -96,13 +99,17 @@ impl<'a> Answer<'a> {
         // What may be the last line; all others are shown as they come.
         let mut last: Option<String> = None;
         let mut broken = None;
-        while let Some(part) = stream.next().await {
-            match part {
-                Ok(part) => rest.extend_from_slice(&part),
-                Err(error) => {
+        loop {
+            match tokio::time::timeout(SILENCE, stream.next()).await {
+                Ok(Some(Ok(part))) => rest.extend_from_slice(&part),
+                Ok(Some(Err(error))) => {
                     broken = Some(error);
                     break;
                 }
+                Ok(None) => break,
+                // A daemon that is gone without a word says nothing either: another one ended what this one began.
+                Err(_) if self.is_settled().await => break,
+                Err(_) => continue,
             }
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line = String::from_utf8_lossy(&rest[..end]).into_owned();
@@ -127,6 +134,15 @@ impl<'a> Answer<'a> {
         (end, broken)
     }
 
+    /// Whether nothing is to come of the staging any more, as far as a daemon answers.
+    async fn is_settled(&self) -> bool {
+        let (Some(staging), Some(place)) = (&self.staging, self.place.strip_prefix("/push/")) else { return false };
+        let namespace = place.split('/').next().unwrap_or_default();
+        let path = format!("/api/v1/namespaces/{namespace}/staging/{staging}");
+        let asked = tokio::time::timeout(SILENCE, self.client.get(&path)).await;
+        asked.is_ok_and(|answer| answer.is_ok_and(|staging| staging.get("settled") == Some(&Value::Bool(true))))
+    }
+
     fn take(&mut self, line: &str) {
         if self.staging.is_none() {
             self.staging = line.strip_prefix("staging ").and_then(|rest| rest.split(' ').next()).map(str::to_owned);
@@ -142,7 +158,12 @@ impl<'a> Answer<'a> {
 
 /// Does the daemon perhaps answer a moment later?
 pub(super) fn is_interruption(error: &Error) -> bool {
-    matches!(error, Error::Unreachable { .. } | Error::Broken(_) | Error::Api { status: 502..=504, .. })
+    is_of_absence(error) || matches!(error, Error::Unreachable { .. } | Error::Broken(_))
+}
+
+/// Does somebody say in its place that it is away?
+pub(super) fn is_of_absence(error: &Error) -> bool {
+    matches!(error, Error::NotServed { .. } | Error::Api { status: 502..=504, .. })
 }
 
 /// What is before the cause of a failure.

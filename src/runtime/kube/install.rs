@@ -15,6 +15,7 @@ mod plan;
 mod provide;
 mod relay;
 mod remove;
+mod replicas;
 mod settle;
 mod watch;
 
@@ -103,6 +104,10 @@ pub struct Wishes {
     #[arg(long, env = "EPINIOD_S3_CA_FILE", value_name = "FILE", help_heading = "Storage")]
     pub s3_ca_file: Option<PathBuf>,
 
+    /// Pods of the daemon, of which one works and the others take over when it goes: with --s3-bucket only [default: 1]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=MOST_REPLICAS), help_heading = "Storage")]
+    pub replicas: Option<u32>,
+
     /// Network of pods, which builds may not reach; may be given several times [default: what the nodes say]
     #[arg(long, value_name = "CIDR", help_heading = "Builds")]
     pub pod_cidr: Vec<String>,
@@ -186,6 +191,8 @@ pub struct Installation {
     pub system_domain: String,
     pub entrance: Entrance,
     pub storage: Storage,
+    #[serde(default = "one")]
+    pub replicas: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<Bucket>,
     /// The node of the daemon, where it cannot be any.
@@ -266,6 +273,11 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
     }
 }
 
+/// What installations have that were made before there could be several.
+fn one() -> u32 {
+    1
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -275,6 +287,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
 
 /// Where the daemon is unless somebody says otherwise.
 pub const NAMESPACE: &str = "epiniod";
+/// More than these only wait.
+const MOST_REPLICAS: i64 = 5;
 /// The ingress controller that `--ingress traefik` brings.
 const TRAEFIK: &str = "docker.io/library/traefik:v3.6.12";
 /// Who applies: not the daemon's own name, which would drop what it does not know.
@@ -283,8 +297,6 @@ const MANAGER: &str = "epiniod-install";
 const SYSTEM: &str = "epiniod.dev/system";
 /// What the daemon was installed with, beside it.
 const INSTALLATION: &str = "epiniod.dev/installation";
-/// The pods of the daemon.
-const DAEMON_PODS: &str = "app.kubernetes.io/name=epiniod,app.kubernetes.io/component=daemon";
 /// Deployment, service, ingress, account: in the daemon's namespace they have one name.
 const DAEMON: &str = "epiniod";
 /// The secret with the password of the user `admin`.

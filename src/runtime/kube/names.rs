@@ -18,6 +18,11 @@ pub(super) const STAGING: &str = "epiniod.dev/staging";
 /// What an object was made from, in an annotation: equal text, equal object.
 pub(super) const APPLIED: &str = "epiniod.dev/applied";
 
+/// The pods of a daemon that is in its cluster.
+pub(super) const DAEMON_PODS: &str = "app.kubernetes.io/name=epiniod,app.kubernetes.io/component=daemon";
+/// Of these the one that the services lead to.
+pub(super) const LEADER: &str = "epiniod.dev/leader";
+
 /// The secret with which the kubelet pulls, one in each namespace.
 pub(super) const PULL_SECRET: &str = "epiniod-pull";
 /// Certificate authorities that builds trust.

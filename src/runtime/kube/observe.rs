@@ -130,7 +130,7 @@ impl Observed {
         if let Some(cause) = deployment.as_deref().and_then(refusal) {
             instances.push(Instance {
                 name: format!("{}-{}", id.app, id.number),
-                state: InstanceState::Held { cause },
+                state: trouble::held(cause),
                 started_at: Timestamp::now(),
                 restarts: 0,
                 memory_bytes: None,
@@ -234,8 +234,7 @@ fn state(pod: &Pod, container: Option<&ContainerStatus>) -> InstanceState {
         return ended;
     }
     match trouble::of_pod(pod) {
-        Some(cause) if trouble::passes(&cause) => InstanceState::Waiting { cause },
-        Some(cause) => InstanceState::Held { cause },
+        Some(cause) => trouble::held(cause),
         None => InstanceState::Starting,
     }
 }

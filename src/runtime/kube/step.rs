@@ -17,7 +17,7 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, body::Bytes};
+use hyper::{Request, StatusCode, body::Bytes};
 use hyper_util::rt::TokioIo;
 use nix::{
     sys::{
@@ -216,7 +216,9 @@ async fn fetch_once(blob: &Fetch, token: &str) -> io::Result<()> {
     let response = response.map_err(io::Error::other)?;
     let status = response.status();
     if !status.is_success() {
-        let kind = if status.is_client_error() { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+        // What is not found is not found by somebody else, at an address that was the daemon's.
+        let is_refusal = status.is_client_error() && status != StatusCode::NOT_FOUND;
+        let kind = if is_refusal { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
         return Err(io::Error::new(kind, format!("it answers {status}")));
     }
     let mut body = response.into_body();

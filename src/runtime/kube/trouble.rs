@@ -1,8 +1,21 @@
 //! Why a pod does not get on, in plain words: what the cluster says of it, and what to do next.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use crate::model::REGISTRY_NAME;
+use crate::{model::REGISTRY_NAME, runtime::InstanceState};
+
+/// How long what keeps a pod may take to go by itself.
+const HELD: Duration = Duration::from_secs(20);
+/// The same for a registry that is away: another daemon may have to take over, and the kubelet asks again only so often.
+const AWAY: Duration = Duration::from_secs(90);
+
+/// An instance that cannot be started yet.
+pub(super) fn held(cause: String) -> InstanceState {
+    let patience = if passes(&cause) { AWAY } else { HELD };
+    InstanceState::Held { cause, patience }
+}
 
 /// What keeps a pod from starting, as far as it says so itself.
 pub(super) fn of_pod(pod: &Pod) -> Option<String> {
@@ -54,10 +67,11 @@ fn of_pull(message: &str) -> String {
     }
 }
 
-/// Whether it passes by itself as a rule: who pulls an image tries again and again, and only one that is not there never
-/// comes.
+/// Whether it passes by itself as a rule: who pulls an image tries again and again, and only one that a registry has
+/// refused never comes.
 pub(super) fn passes(cause: &str) -> bool {
-    cause.contains(UNPULLED) && !cause.contains("not found")
+    let refusals = ["not found", "authoriz", "denied"];
+    cause.contains(UNPULLED) && !refusals.iter().any(|refusal| cause.to_lowercase().contains(refusal))
 }
 
 fn failed(reason: &str, message: &str) -> Option<String> {
@@ -76,6 +90,8 @@ fn failed(reason: &str, message: &str) -> Option<String> {
     }
 }
 
+const UNPULLED: &str = "cannot be pulled";
+
 /// What the message of a controller that cannot make pods means.
 pub(super) fn of_creation(message: &str) -> String {
     if message.contains("exceeded quota") {
@@ -90,8 +106,6 @@ pub(super) fn of_creation(message: &str) -> String {
     format!("the cluster makes no pod for it: {message}")
 }
 
-const UNPULLED: &str = "cannot be pulled";
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -99,13 +113,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_registry_that_is_silent_may_come_back_and_an_image_that_is_not_there_will_not() {
+    fn a_registry_that_is_silent_is_waited_for_and_one_that_answers_is_not() {
         let pull = "failed to do request: Head \"http://127.0.0.1:30500/v2/a/b/manifests/sha256:1\": dial tcp 127.0.0.1:30500: connect:";
-        for (message, wanted, may_pass) in [
-            (&*format!("{pull} connection refused"), "'epiniod install --registry-relay always'", true),
-            (&*format!("{pull} i/o timeout"), "nobody answers on 127.0.0.1:30500 of its node (i/o timeout)", true),
-            ("127.0.0.1:30500/a/b@sha256:1: not found", "every node has to reach", false),
-            ("dial tcp 192.0.2.1:443: connect: connection refused", "every node has to reach", true),
+        for (message, wanted, expected) in [
+            (&*format!("{pull} connection refused"), "'epiniod install --registry-relay always'", AWAY),
+            (&*format!("{pull} i/o timeout"), "nobody answers on 127.0.0.1:30500 of its node (i/o timeout)", AWAY),
+            ("Back-off pulling image", "every node has to reach", AWAY),
+            ("127.0.0.1:30500/a/b@sha256:1: not found", "every node has to reach", HELD),
+            ("failed to authorize: 401 Unauthorized", "every node has to reach", HELD),
+            ("dial tcp 192.0.2.1:443: connect: connection refused", "every node has to reach", AWAY),
         ] {
             let status = json!({
                 "name": "app", "image": "127.0.0.1:30500/a/b@sha256:1", "imageID": "", "ready": false, "restartCount": 0,
@@ -113,7 +129,8 @@ mod tests {
             });
             let cause = of_container(&serde_json::from_value(status).unwrap()).unwrap();
             assert!(cause.contains("cannot be pulled") && cause.contains(wanted), "{cause}");
-            assert_eq!(passes(&cause), may_pass, "{cause}");
+            let InstanceState::Held { patience, .. } = held(cause.clone()) else { panic!("{cause}") };
+            assert_eq!(patience, expected, "{cause}");
         }
     }
 }

@@ -118,11 +118,15 @@ impl Election {
     }
 
     fn is_held_by_another(&self, spec: &LeaseSpec) -> bool {
-        let valid = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let valid = valid.map_or(self.terms.valid, Duration::from_secs);
+        let valid = self.validity(spec);
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         let since = self.observed.as_ref().map(|(_, since)| since.elapsed());
         !holder.is_empty() && holder != self.identity && since.is_none_or(|since| since < valid)
+    }
+
+    fn validity(&self, spec: &LeaseSpec) -> Duration {
+        let valid = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        valid.map_or(self.terms.valid, Duration::from_secs)
     }
 
     /// The Lease with this one as its holder.
@@ -145,9 +149,11 @@ impl Election {
         Lease { metadata, spec: Some(spec) }
     }
 
-    /// A little random, so that many do not come at once.
+    /// A little random, so that many do not come at once; not longer than the Lease of another is valid.
     fn pause(&self) -> Duration {
-        self.terms.retry + Pauses::default().next().unwrap_or_default()
+        let pause = self.terms.retry + Pauses::default().next().unwrap_or_default();
+        let left = self.observed.as_ref().map(|(spec, since)| self.validity(spec).saturating_sub(since.elapsed()));
+        left.filter(|left| !left.is_zero()).map_or(pause, |left| pause.min(left))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A real S3 server of others (versitygw) on loopback, with one bucket, and a proxy that does harm on the way to it.
+//! A real S3 server of others (versitygw), with one bucket, and a proxy that does harm on the way to it.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use super::daemon::{free_port, scratch};
 
-const BUCKET: &str = "shop";
+pub const BUCKET: &str = "shop";
 pub const ACCESS: &str = "the-access-key-of-tests";
 pub const SECRET: &str = "the-secret-key-of-tests";
 const START: Duration = Duration::from_secs(20);
@@ -30,6 +30,7 @@ const START: Duration = Duration::from_secs(20);
 pub struct Bucket {
     dir: TempDir,
     scheme: &'static str,
+    address: String,
     pub port: u16,
     server: Option<Child>,
 }
@@ -37,22 +38,27 @@ pub struct Bucket {
 impl Bucket {
     /// None where the server is not installed; that is said.
     pub fn start() -> Option<Self> {
-        Self::start_with("http")
+        Self::start_with("http", "127.0.0.1")
+    }
+
+    /// At an address of this machine, for who does not reach loopback.
+    pub fn start_at(address: &str) -> Option<Self> {
+        Self::start_with("http", address)
     }
 
     /// With a certificate of an authority that nobody knows: [`Bucket::ca_file`].
     pub fn start_tls() -> Option<Self> {
-        Self::start_with("https")
+        Self::start_with("https", "127.0.0.1")
     }
 
-    fn start_with(scheme: &'static str) -> Option<Self> {
+    fn start_with(scheme: &'static str, address: &str) -> Option<Self> {
         if Command::new("versitygw").arg("--version").output().is_err() {
             super::not_run("blobs in S3: versitygw is not installed (packaging/toolchain does it where there is Go)");
             return None;
         }
         let dir = tempfile::Builder::new().prefix("epiniod-s3-").tempdir_in(scratch()).expect("a temporary folder");
         fs::create_dir_all(dir.path().join("data").join(BUCKET)).expect("a bucket");
-        let mut bucket = Self { dir, scheme, port: free_port(), server: None };
+        let mut bucket = Self { dir, scheme, address: address.to_owned(), port: free_port(), server: None };
         if scheme == "https" {
             bucket.make_certificates();
         }
@@ -63,7 +69,7 @@ impl Bucket {
     pub fn resume(&mut self) {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
         let mut command = Command::new("versitygw");
-        command.args(["--port", &format!("127.0.0.1:{}", self.port), "--keep-alive", "--quiet"]);
+        command.args(["--port", &format!("{}:{}", self.address, self.port), "--keep-alive", "--quiet"]);
         if self.scheme == "https" {
             command.arg("--cert").arg(self.dir.path().join("server.pem"));
             command.arg("--key").arg(self.dir.path().join("server.key"));
@@ -72,7 +78,9 @@ impl Bucket {
         command.env("ROOT_ACCESS_KEY", ACCESS).env("ROOT_SECRET_KEY", SECRET);
         let server = command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log).spawn();
         self.server = Some(server.expect("versitygw starts"));
-        super::wait_until("versitygw listens", START, || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+        super::wait_until("versitygw listens", START, || {
+            TcpStream::connect((self.address.as_str(), self.port)).is_ok()
+        });
     }
 
     pub fn stop(&mut self) {
@@ -85,7 +93,7 @@ impl Bucket {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.scheme, self.port)
+        format!("{}://{}:{}", self.scheme, self.address, self.port)
     }
 
     pub fn settings(&self) -> S3Settings {

@@ -3,6 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    net::UdpSocket,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -114,11 +115,7 @@ impl Cluster {
 
     /// Host and port of the API server.
     pub fn server(&self) -> (String, u16) {
-        let text = std::fs::read_to_string(&self.kubeconfig).expect("a readable kubeconfig");
-        let kubeconfig: serde_json::Value = serde_yaml_ng::from_str(&text).expect("YAML");
-        let server = kubeconfig["clusters"][0]["cluster"]["server"].as_str().expect("a server").to_owned();
-        let (host, port) = server.trim_start_matches("https://").rsplit_once(':').expect("a port");
-        (host.to_owned(), port.trim_end_matches('/').parse().expect("a port"))
+        server_of(&self.kubeconfig)
     }
 
     /// A namespace of the test's own, which goes with the test. Its level is there from the beginning: the API server
@@ -138,6 +135,23 @@ impl Cluster {
         place.until_pods_are_allowed().await;
         place
     }
+}
+
+/// Host and port of the API server that a kubeconfig names.
+pub fn server_of(kubeconfig: &Path) -> (String, u16) {
+    let text = std::fs::read_to_string(kubeconfig).expect("a readable kubeconfig");
+    let kubeconfig: serde_json::Value = serde_yaml_ng::from_str(&text).expect("YAML");
+    let server = kubeconfig["clusters"][0]["cluster"]["server"].as_str().expect("a server").to_owned();
+    let (host, port) = server.trim_start_matches("https://").rsplit_once(':').expect("a port");
+    (host.to_owned(), port.trim_end_matches('/').parse().expect("a port"))
+}
+
+/// The address of this machine where the nodes and pods of a cluster reach it.
+pub fn address_towards(kubeconfig: &Path) -> String {
+    let (host, port) = server_of(kubeconfig);
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    socket.connect((host.as_str(), port)).expect("a way to the API server");
+    socket.local_addr().expect("an address").ip().to_string()
 }
 
 /// Borrows a cluster of this name until the lender's stdin is closed; its kubeconfig, or why there is none.

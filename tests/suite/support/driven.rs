@@ -4,7 +4,6 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    net::UdpSocket,
     ops::{Deref, DerefMut},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -18,7 +17,7 @@ use tempfile::TempDir;
 
 use super::{
     Daemon, Packages, RunBy, Surroundings,
-    cluster::{Cluster, cluster},
+    cluster::{Cluster, address_towards, cluster},
     daemon::free_port,
     not_run, wait_until,
 };
@@ -82,7 +81,7 @@ impl Driven {
         fs::copy(&cluster.kubeconfig, files.path().join("kubeconfig")).expect("a readable kubeconfig");
         fs::write(files.path().join("config.toml"), "").expect("a file");
         let system = format!("test-{}-system", std::process::id());
-        let address = address_towards(cluster);
+        let address = address_towards(&cluster.kubeconfig);
         let registry = format!("{address}:{}", free_port());
         let file = |name: &str| files.path().join(name).to_str().expect("a path in UTF-8").to_owned();
         let environment = vec![
@@ -318,14 +317,6 @@ fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The address of this machine where the cluster reaches it.
-fn address_towards(cluster: &Cluster) -> String {
-    let (host, port) = cluster.server();
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    socket.connect((host.as_str(), port)).expect("a way to the API server");
-    socket.local_addr().expect("an address").ip().to_string()
 }
 
 /// A cluster that is lent goes as a whole; one that others named keeps nothing of ours.

@@ -9,9 +9,10 @@ use k8s_openapi::api::{
 use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{
-    Connection, DAEMON, DAEMON_PODS, Error, INSTALLATION, Installation, TRUST, failed,
+    Connection, DAEMON, Error, INSTALLATION, Installation, TRUST, failed,
     nodes::{Distribution, Knowledge, Node},
 };
+use crate::runtime::kube::names;
 
 /// What there is.
 #[derive(Debug, Clone)]
@@ -71,7 +72,7 @@ pub async fn detect(cluster: &Connection, namespace: &str) -> Result<Findings, E
     let storage = storage.list(&all).await.map_err(failed("looking at storage classes"))?.items;
     let groups = client.list_api_groups().await.map_err(failed("looking at what the cluster offers"))?;
     let daemons: Api<Deployment> = Api::all(client.clone());
-    let daemons = daemons.list(&ListParams::default().labels(DAEMON_PODS)).await;
+    let daemons = daemons.list(&ListParams::default().labels(names::DAEMON_PODS)).await;
     let daemons = daemons.map_err(failed("looking for other installations"))?.items;
     let own: Api<Namespace> = Api::all(client.clone());
     let own = own.get_opt(namespace).await.map_err(failed(format!("looking at namespace {namespace}")))?;

@@ -12,7 +12,7 @@ use kube::Api;
 use super::{
     Connection, Draft, Entrance, Error, Exposure, Findings, Installation, Mode, apply,
     detect::addresses_of,
-    failed, plan,
+    failed, plan, replicas,
     settle::{Certainty, magic_domain, uses_host_ports},
 };
 
@@ -59,6 +59,7 @@ fn finish(
     balancer: &[String],
     found: &Findings,
 ) -> Result<Installation, Error> {
+    replicas::check(&installation)?;
     if !installation.system_domain.is_empty() {
         return Ok(installation);
     }

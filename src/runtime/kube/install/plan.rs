@@ -142,6 +142,9 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         ("registry_why", relay::why(installation).to_owned()),
         ("registry_port", flow(&relay::service_port(installation))),
         ("relay_selector", flow(&node_selector(None))),
+        ("replicas", installation.replicas.to_string()),
+        ("strategy", flow(&strategy(installation).0)),
+        ("strategy_why", strategy(installation).1.to_owned()),
         ("size", text(size)),
         ("path", text(path)),
         ("node", text(installation.node.as_deref().unwrap_or_default())),
@@ -184,6 +187,20 @@ fn entrance_why(exposure: Option<Exposure>) -> &'static str {
         Some(Exposure::HostPorts) => "From outside it is reached by port 80 of its node.",
         None => "From outside it is reached by way of an ingress controller.",
     }
+}
+
+/// How pods of one version make way for those of another, and why so.
+fn strategy(installation: &Installation) -> (Value, &'static str) {
+    let volume = installation.storage != Storage::Ephemeral || installation.bucket.is_none();
+    if volume {
+        return (json!({ "type": "Recreate" }), "The data is one pod's at a time.");
+    }
+    if installation.entrance == Entrance::Edge(Exposure::HostPorts) {
+        return (json!({ "type": "Recreate" }), "Two pods cannot have the same port of a node.");
+    }
+    let rolling = json!({ "maxSurge": 1, "maxUnavailable": 0 });
+    let why = "Nothing durable is in a pod: the next one waits already when the one that leads goes.";
+    (json!({ "type": "RollingUpdate", "rollingUpdate": rolling }), why)
 }
 
 /// A value in one line, as people write it.
@@ -335,6 +352,7 @@ mod tests {
             system_domain: "apps.example.com".to_owned(),
             entrance,
             storage,
+            replicas: 1,
             node: None,
             registry_node_port: 30500,
             pulls: relay::Pulls::default(),
@@ -431,6 +449,26 @@ mod tests {
         assert_eq!(levels[2], ["restricted", "restricted", "restricted", "privileged"]);
         assert_eq!(levels[3], ["restricted", "restricted", "privileged", ""]);
         assert_eq!(levels[4], ["privileged", "restricted", "", ""]);
+    }
+
+    #[test]
+    fn pods_roll_where_nothing_durable_is_in_them_and_services_lead_to_the_one_that_leads() {
+        let daemon = |installation: &Installation| {
+            let manifests = plan(installation);
+            for name in ["epiniod", "epiniod-registry"] {
+                let selector = &find(&manifests, "Service", name)["spec"]["selector"];
+                assert_eq!(selector["epiniod.dev/leader"], "true", "{name}: {selector}");
+            }
+            find(&manifests, "Deployment", "epiniod")["spec"].clone()
+        };
+        let mut shared = installation(Entrance::Edge(Exposure::LoadBalancer), Storage::Ephemeral);
+        assert_eq!(daemon(&shared)["strategy"]["type"], "Recreate", "the pod has the only copy");
+        shared.bucket = Some(Bucket { name: "images".to_owned(), endpoint: None, region: None });
+        shared.replicas = 2;
+        let daemon = daemon(&shared);
+        assert_eq!((&daemon["strategy"]["type"], &daemon["replicas"]), (&json!("RollingUpdate"), &json!(2)));
+        let volumes = daemon["template"]["spec"]["volumes"].as_array().unwrap();
+        assert!(volumes.iter().all(|volume| volume.get("persistentVolumeClaim").is_none()), "{volumes:?}");
     }
 
     #[test]

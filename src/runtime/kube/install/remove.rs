@@ -11,7 +11,7 @@ use kube::{
     api::{DeleteParams, ListParams, TypeMeta},
 };
 
-use super::{Connection, DAEMON, Error, SYSTEM, failed, relay};
+use super::{Bucket, Connection, DAEMON, Error, SYSTEM, failed, relay};
 use crate::runtime::kube::names;
 
 /// Whether applications go, too.
@@ -29,6 +29,8 @@ pub struct Inventory {
     pub namespaces: Vec<String>,
     /// With applications in them, which this installation made.
     pub applications: Vec<String>,
+    /// Where images and sources are, when not in the cluster: it stays as it is.
+    pub bucket: Option<Bucket>,
     /// Whether no other daemon is in the cluster.
     is_last: bool,
     /// Objects that are in no namespace.
@@ -69,7 +71,9 @@ pub async fn inventory(cluster: &Connection, namespace: &str) -> Result<Inventor
             None => unclaimed.push(found.name_any()),
         }
     }
-    inventory.is_last = super::detect(cluster, namespace).await?.others.is_empty();
+    let found = super::detect(cluster, namespace).await?;
+    inventory.bucket = found.before.and_then(|before| before.bucket);
+    inventory.is_last = found.others.is_empty();
     // A namespace of applications may not say which daemon it is of: where there is only one, it is its.
     if inventory.is_last {
         inventory.applications.extend(unclaimed.into_iter().filter(|name| !own.contains(name)));
@@ -131,7 +135,7 @@ async fn stop_daemon(cluster: &Connection, namespace: &str) -> Result<(), Error>
     let gone = cluster.api_of(&types, Some(namespace)).delete(DAEMON, &DeleteParams::foreground()).await;
     ignore_missing(gone).map_err(failed(doing()))?;
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
-    let of_daemon = ListParams::default().labels(super::DAEMON_PODS);
+    let of_daemon = ListParams::default().labels(names::DAEMON_PODS);
     let until = Instant::now() + STOPPING;
     while !pods.list(&of_daemon).await.map_err(failed(doing()))?.items.is_empty() {
         if Instant::now() >= until {

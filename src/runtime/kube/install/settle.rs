@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use super::{
     Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes, relay,
+    replicas,
 };
 use crate::model::Route;
 
@@ -40,6 +41,8 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
     }
     let before = found.and_then(|found| found.before.as_ref());
     let (entrance, certainty) = entrance(wishes, before, found)?;
+    let bucket = bucket(wishes, before)?;
+    let replicas = replicas::wanted(wishes, before, bucket.as_ref())?;
     let storage = storage(wishes, before, found)?;
     let node = node(wishes, before, found, &entrance, &storage)?;
     let kept_image = before.map(|before| before.image.clone()).filter(|image| !image.starts_with(IMPORTED));
@@ -59,6 +62,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
         system_domain,
         entrance,
         storage,
+        replicas,
         node,
         registry_node_port: wishes
             .registry_node_port
@@ -73,9 +77,10 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
             .or_else(|| before?.debian_security_mirror.clone()),
         environment,
         build_ca: authorities(wishes.build_ca_file.as_deref(), "--build-ca-file")?.or_else(|| before?.build_ca.clone()),
-        bucket: bucket(wishes, before)?,
+        bucket,
         bucket_ca: authorities(wishes.s3_ca_file.as_deref(), "--s3-ca-file")?.or_else(|| before?.bucket_ca.clone()),
     };
+    replicas::check(&installation)?;
     Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
 }
 

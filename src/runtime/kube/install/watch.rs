@@ -1,4 +1,5 @@
-//! Waiting until what was applied answers, and saying what keeps it.
+//! Waiting until what was applied serves, and saying what keeps it. Of the daemon's pods the one that leads serves; that
+//! the others are ready says only that they could.
 //!
 //! What may pass by itself (a node that is found, an image that is pulled) is told and waited for; what cannot is an
 //! error after its patience, with the last words of the container where there are some.
@@ -15,11 +16,11 @@ use kube::{
 };
 
 use super::{
-    Connection, DAEMON, DAEMON_PODS, Entrance, Error, Findings, Installation, Storage, Way, detect,
+    Connection, DAEMON, Entrance, Error, Findings, Installation, Storage, Way, detect,
     events::{self, Warning},
     failed, relay,
 };
-use crate::runtime::kube::trouble;
+use crate::runtime::kube::{names, trouble};
 
 /// Waits until the daemon answers, and Traefik and the relay where they were brought along. Each new state is told once.
 pub async fn wait_until_ready(
@@ -41,7 +42,7 @@ pub async fn wait_until_ready(
             .wait(&mut tell)
             .await?;
     }
-    let part = Part { namespace, name: DAEMON, pods: DAEMON_PODS };
+    let part = Part { namespace, name: DAEMON, pods: names::DAEMON_PODS };
     Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
         .wait(&mut tell)
         .await?;
@@ -131,7 +132,10 @@ impl Waiting<'_> {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), namespace);
         let pods = pods.list(&ListParams::default().labels(selector)).await.map_err(failed(doing()))?.items;
         if is_ready(&deployment) && pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()) {
-            return Ok(State::Ready);
+            let serves = name != DAEMON || pods.iter().any(|pod| pod.labels().contains_key(names::LEADER));
+            let waits =
+                || State::Going("it is ready, and takes up what there is, or waits until it may lead".to_owned());
+            return Ok(if serves { State::Ready } else { waits() });
         }
         if let Some(pod) = pods.iter().find(|pod| pod.metadata.deletion_timestamp.is_some()) {
             return Ok(State::Going(format!("the pod {} of the version before is ending", pod.name_any())));
@@ -267,6 +271,8 @@ fn is_ready(deployment: &Deployment) -> bool {
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     status.observed_generation >= deployment.metadata.generation
         && status.updated_replicas.unwrap_or_default() >= wanted
+        // Of the version before there may be more.
+        && status.replicas.unwrap_or_default() == wanted
         && status.available_replicas.unwrap_or_default() >= wanted
 }
 
