@@ -28,7 +28,7 @@ enum Cause {
     Unanswered(String),
 }
 
-/// Sends a request until it is answered, or for [`GIVE_UP`].
+/// Sends a request until it is answered, or for as long as a server may be away.
 pub async fn call<T, F>(mut request: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = kube::Result<T>>,
