@@ -106,7 +106,14 @@ impl Run {
         {
             return Ok(());
         }
-        self.build(previous).await
+        match self.build(previous).await {
+            // The image is out before the cache is: without the cache the next build only takes longer.
+            Err(Stop::Failed(cause)) if self.image_is_out().await? => {
+                self.log.note(format!("the image is out, but {cause}"));
+                Ok(())
+            }
+            built => built,
+        }
     }
 
     async fn build(&mut self, previous: Option<Staging>) -> Result<(), Stop> {
@@ -138,14 +145,7 @@ impl Run {
             vec![steps::prepare(settings, &self.staging, &token, previous, cache, Some(&ground))?, build, export]
         };
         let started = Instant::now();
-        let outcomes = match self.run(rest).await {
-            // The image is out before the cache is: without the cache the next build only takes longer.
-            Err(Stop::Failed(cause)) if self.image_is_out().await? => {
-                self.log.note(format!("the image is out, but {cause}"));
-                return Ok(());
-            }
-            outcomes => outcomes?,
-        };
+        let outcomes = self.run(rest).await?;
         if !lasting {
             let steps: Duration = outcomes.iter().map(|outcome| outcome.duration).sum();
             self.staging.timings.push((Phase::Schedule, millis(started.elapsed().saturating_sub(steps))));
@@ -212,13 +212,18 @@ impl Run {
         Ok(builder)
     }
 
-    /// A daemon that was killed after the image was out only has to say so.
+    /// A daemon that was killed after the image was out only has to say so. A job that went on without a daemon has more
+    /// to tell first: it is looked at to its end, as if the image were not there.
     async fn finished_before_the_crash(&mut self) -> Result<bool, Stop> {
-        let out = self.image_is_out().await?;
-        if out {
-            self.log.note("the image was out when the daemon was stopped: the staging is done");
+        if !self.image_is_out().await? {
+            return Ok(false);
         }
-        Ok(out)
+        let runtime = &self.stagings.rooms.runtime;
+        if runtime.volumes() == Volumes::OfOneRun && runtime.jobs().await?.contains(&self.staging.id) {
+            return Ok(false);
+        }
+        self.log.note("the image was out when the daemon was stopped: the staging is done");
+        Ok(true)
     }
 
     /// Looks for the image in the registry.
