@@ -72,7 +72,8 @@ pub struct Urls {
 
 impl Urls {
     pub fn of(&self, route: &Route) -> String {
-        let port = if self.port == 80 { String::new() } else { format!(":{}", self.port) };
+        let is_usual = matches!((self.scheme, self.port), ("http", 80) | ("https", 443));
+        let port = if is_usual { String::new() } else { format!(":{}", self.port) };
         format!("{}://{}{port}{}", self.scheme, route.host(), route.path())
     }
 }

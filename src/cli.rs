@@ -4,6 +4,7 @@
 
 mod apps;
 mod authorities;
+mod ca;
 mod client;
 pub mod error;
 mod exec;
@@ -99,6 +100,9 @@ enum Command {
     Login(login::Login),
     /// Remove the credential from the settings file
     Logout(login::Logout),
+    /// The authority of a daemon's certificates where no public one signs them: show, trust
+    #[command(subcommand)]
+    Ca(ca::Ca),
     /// Show what the daemon is and can do
     Info(info::Info),
     /// Write this program as an image: epiniod image > epiniod.tar
@@ -246,6 +250,7 @@ fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
         Command::Install(install) => client_runtime()?.block_on(install.run(ui)),
         Command::Uninstall(uninstall) => client_runtime()?.block_on(uninstall.run(ui)),
         Command::Manifests(manifests) => manifests.run(ui),
+        Command::Ca(ca) => client_runtime()?.block_on(ca.run(ui)),
         Command::Info(info) => client_runtime()?.block_on(info.run(ui)),
     }
 }

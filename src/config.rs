@@ -31,6 +31,8 @@ use crate::{base::Mirrors, blob::S3Settings, model::Route, runtime::Limits, sour
 pub struct Config {
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
+    /// Where API and applications are served with TLS, if they are.
+    pub listen_tls: Option<SocketAddr>,
     pub registry_listen: SocketAddr,
     pub system_domain: String,
     /// Of the user `admin`, at the first start.
@@ -77,6 +79,9 @@ pub struct Flags {
     /// Where API and applications listen [default: 127.0.0.1:8080; 0.0.0.0:80 with a system domain]
     #[arg(long, env = "EPINIOD_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Where API and applications listen with TLS; what comes without it is sent there [default: they do not]
+    #[arg(long, env = "EPINIOD_LISTEN_TLS", value_name = "ADDRESS")]
+    pub listen_tls: Option<String>,
     /// Where the registry listens [default: 127.0.0.1:30500]
     #[arg(long, env = "EPINIOD_REGISTRY_LISTEN", value_name = "ADDRESS")]
     pub registry_listen: Option<String>,
@@ -130,6 +135,8 @@ impl Config {
         let system_domain = system_domain.to_ascii_lowercase();
         let default = if system_domain == LOCALHOST { "127.0.0.1:8080" } else { "0.0.0.0:80" };
         let listen = address("listen", flags.listen.or(file.listen), default, &mut problems);
+        let listen_tls = flags.listen_tls.or(file.listen_tls);
+        let listen_tls = listen_tls.map(|text| address("listen_tls", Some(text), "0.0.0.0:443", &mut problems));
         let registry_listen =
             address("registry_listen", flags.registry_listen.or(file.registry_listen), REGISTRY, &mut problems);
         let mirrors = Mirrors {
@@ -142,7 +149,9 @@ impl Config {
             Log { filter: flags.log.or(file.log), format: flags.log_format.or(file.log_format).unwrap_or_default() };
         let checks = [
             check_domain(&system_domain),
-            check_distinct(listen, registry_listen),
+            check_distinct("listen and registry_listen", listen, Some(registry_listen)),
+            check_distinct("listen and listen_tls", listen, listen_tls),
+            check_distinct("registry_listen and listen_tls", registry_listen, listen_tls),
             check_mirror("debian_mirror", mirrors.archive.as_deref()),
             check_mirror("debian_security_mirror", mirrors.security.as_deref()),
             check_ca("build_ca_file", build_ca.as_deref()),
@@ -156,6 +165,7 @@ impl Config {
         Ok(Self {
             data_dir: data_dir(flags.data_dir.or(file.data_dir))?,
             listen,
+            listen_tls,
             registry_listen,
             system_domain,
             admin_password: std::env::var("EPINIOD_ADMIN_PASSWORD").ok().filter(|password| !password.is_empty()),
@@ -186,9 +196,9 @@ fn check_domain(domain: &str) -> Option<String> {
     (!is_host).then(|| format!("system_domain: '{domain}' is not a DNS name such as example.com"))
 }
 
-fn check_distinct(listen: SocketAddr, registry: SocketAddr) -> Option<String> {
-    let same = listen == registry && listen.port() != 0;
-    same.then(|| format!("listen and registry_listen are both {listen}; choose two"))
+fn check_distinct(names: &str, one: SocketAddr, other: Option<SocketAddr>) -> Option<String> {
+    let same = other == Some(one) && one.port() != 0;
+    same.then(|| format!("{names} are both {one}; choose two"))
 }
 
 fn check_mirror(name: &str, url: Option<&str>) -> Option<String> {
@@ -252,10 +262,11 @@ impl Flags {
         let text = |value: &Option<String>| value.clone().map(Into::into);
         let path = |value: &Option<PathBuf>| value.as_deref().map(absolute);
         let format = self.log_format.and_then(|format| clap::ValueEnum::to_possible_value(&format));
-        let all: [(&str, Option<std::ffi::OsString>); 10] = [
+        let all: [(&str, Option<std::ffi::OsString>); 11] = [
             ("--data-dir", path(&self.data_dir)),
             ("--config", path(&self.config)),
             ("--listen", text(&self.listen)),
+            ("--listen-tls", text(&self.listen_tls)),
             ("--registry-listen", text(&self.registry_listen)),
             ("--system-domain", text(&self.system_domain)),
             ("--debian-mirror", text(&self.debian_mirror)),

@@ -22,7 +22,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{assemble::House, cluster::Place, control::Control};
 pub use crate::config::Mode;
-use crate::config::{Config, RunFile};
+use crate::{
+    config::{Config, RunFile},
+    edge::Transport,
+};
 
 /// How long requests may take to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -32,8 +35,13 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let control = Control::new(mode);
     signals::pass_on(control.clone());
     let api = listen("--listen", config.listen).await?;
+    let tls = match config.listen_tls {
+        Some(address) => Some(listen("--listen-tls", address).await?),
+        None => None,
+    };
     let registry = listen("--registry-listen", config.registry_listen).await?;
     let (api_address, registry_address) = (address_of(&api)?, address_of(&registry)?);
+    let tls_address = tls.as_ref().map(address_of).transpose()?;
     let place = match &config.kubernetes {
         Some(kubernetes) => Some(Place::connect(kubernetes, &config).await?),
         None => None,
@@ -41,7 +49,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let stead = place.as_ref().map(|_| standby::Stead::of(&api)).transpose()?;
     let answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
     let Some(leadership) = standby::until_leading(place.as_ref(), &control).await? else { return Ok(()) };
-    let house = House::build(&config, api_address, registry_address, &control, place.as_ref()).await?;
+    let house = House::build(&config, api_address, tls_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
 
     // Before anybody is answered: whoever sees that it serves may stop it by this file.
@@ -50,7 +58,10 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let stop = CancellationToken::new();
     drop(answering);
     work.spawn(Arc::clone(&house.apps).run(stop.clone()));
-    listeners.spawn(Arc::clone(&house.edge).serve(api, stop.clone()));
+    listeners.spawn(Arc::clone(&house.edge).serve(api, Transport::Plain, stop.clone()));
+    if let Some((tls, transport)) = tls.zip(house.tls.clone()) {
+        listeners.spawn(Arc::clone(&house.edge).serve(tls, Transport::Tls(transport), stop.clone()));
+    }
     // Later than everything else: the nodes of a cluster pull from here what is deployed in these moments.
     let last = CancellationToken::new();
     listeners.spawn(serve_registry(registry, house.registry_router(), last.clone()));
@@ -127,6 +138,8 @@ pub enum Error {
     /// Blobs would be looked for where they are not.
     #[error("{0}")]
     Elsewhere(String),
+    #[error("there are no certificates")]
+    Certificates(#[from] crate::acme::Error),
     #[error("users cannot be read")]
     Auth(#[from] crate::auth::Error),
     #[error("sandboxes cannot be run here")]

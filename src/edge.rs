@@ -6,6 +6,7 @@
 
 mod pages;
 mod proxy;
+mod tls;
 mod upstream;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -15,28 +16,29 @@ use http::{Request, Response, header};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use self::proxy::Proxy;
+pub use self::tls::Tls;
+use self::{proxy::Proxy, tls::Version};
 use crate::apps::{Lookup, RouteTable};
 
 /// How many connections may be open, where the limit of open files allows it.
 const MAX_CONNECTIONS: u64 = 10_000;
 /// Files that are open for other reasons.
 const OTHER_FILES: u64 = 256;
-/// How long the first bytes, and the head of a request, may take.
+/// How long the first request, and the head of each, may take to arrive.
 const HEAD: Duration = Duration::from_secs(30);
-/// What HTTP/2 begins with (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How often is looked for the rest of it.
-const PREFACE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long requests may go on after a stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -46,13 +48,44 @@ pub struct Edge {
     api: Router,
     system_domain: String,
     proxy: Proxy,
+    /// Where the same is served with TLS; there requests without it are sent.
+    tls_port: Option<u16>,
     /// What the API is about to answer.
     asked: TaskTracker,
 }
 
+/// What is spoken on a listener.
+#[derive(Clone)]
+pub enum Transport {
+    Plain,
+    Tls(Tls),
+}
+
+/// Who sent a request, and how it came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client {
+    pub address: SocketAddr,
+    pub scheme: Scheme,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
 impl Edge {
-    pub fn new(routes: Arc<RouteTable>, api: Router, system_domain: String) -> Self {
-        Self { routes, api, system_domain, proxy: Proxy::default(), asked: TaskTracker::new() }
+    pub fn new(routes: Arc<RouteTable>, api: Router, system_domain: String, tls_port: Option<u16>) -> Self {
+        Self { routes, api, system_domain, proxy: Proxy::default(), tls_port, asked: TaskTracker::new() }
     }
 
     /// Ends when the API has answered what it was asked; bodies and applications may take longer.
@@ -62,7 +95,7 @@ impl Edge {
     }
 
     /// Serves connections until the token is cancelled, then lets requests end.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, transport: Transport, stop: CancellationToken) {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true);
         server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
@@ -86,33 +119,28 @@ impl Edge {
             };
             // What is written goes out at once.
             let _ = stream.set_nodelay(true);
-            let edge = Arc::clone(&self);
-            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let edge = Arc::clone(&edge);
-                async move { Ok::<_, std::convert::Infallible>(edge.answer(request.map(Body::new), peer).await) }
-            });
-            let (server, watcher, stop) = (server.clone(), graceful.watcher(), stop.clone());
+            let connection = Connection {
+                edge: Arc::clone(&self),
+                server: server.clone(),
+                watcher: graceful.watcher(),
+                stop: stop.clone(),
+                peer,
+            };
+            let transport = transport.clone();
             tokio::spawn(async move {
                 let _place = place;
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    began = tokio::time::timeout(HEAD, begins(&stream)) => {
-                        if !matches!(began, Ok(Ok(()))) {
-                            return;
-                        }
-                    }
-                }
-                let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
-                // A client that goes away is no event.
-                let _ = watcher.watch(connection.into_owned()).await;
+                connection.serve(stream, transport).await;
             });
         }
         drop(listener);
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
 
-    async fn answer(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
+    async fn answer(&self, request: Request<Body>, client: Client) -> Response<Body> {
         let host = host_of(&request);
+        if let Some(port) = self.tls_port.filter(|_| client.scheme == Scheme::Http && self.is_to_be_secure(&host)) {
+            return pages::elsewhere(&request, &host, port);
+        }
         if self.is_api(&host) {
             let _asked = self.asked.token();
             return match self.api.clone().oneshot(request).await {
@@ -124,12 +152,17 @@ impl Edge {
         match self.routes.find(&host, &path) {
             Lookup::Backend(backend) => {
                 let another = |tried: &[SocketAddr]| self.routes.another(&host, &path, tried);
-                self.proxy.forward(request, backend, another, peer).await
+                self.proxy.forward(request, backend, another, client).await
             }
             Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
             Lookup::Unknown => pages::unknown(&request, &host),
         }
+    }
+
+    /// Whoever speaks to an address has no name to check a certificate by, and is mostly on this machine.
+    fn is_to_be_secure(&self, host: &str) -> bool {
+        host != "localhost" && host.parse::<std::net::IpAddr>().is_err()
     }
 
     /// The API's own hosts: `epinio.DOMAIN`, bare `localhost`, and addresses.
@@ -140,16 +173,63 @@ impl Edge {
     }
 }
 
-/// Ends when a client has begun to say something. What comes after has a deadline of the server's; which protocol it is, the server
-/// would wait for without one.
-async fn begins(stream: &TcpStream) -> std::io::Result<()> {
-    let mut bytes = [0; PREFACE.len()];
-    loop {
-        let length = stream.peek(&mut bytes).await?;
-        if length == 0 || length == PREFACE.len() || bytes[..length] != PREFACE[..length] {
-            return Ok(());
+/// A connection that was accepted.
+struct Connection {
+    edge: Arc<Edge>,
+    server: auto::Builder<TokioExecutor>,
+    watcher: Watcher,
+    stop: CancellationToken,
+    peer: SocketAddr,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, transport: Transport) {
+        match transport {
+            Transport::Plain => {
+                let server = self.server.clone();
+                self.speak(stream, server, Scheme::Http).await;
+            }
+            Transport::Tls(tls) => {
+                let accepted = tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    accepted = tokio::time::timeout(HEAD, tls.accept(stream)) => accepted,
+                };
+                let Ok(Ok((stream, version))) = accepted else { return };
+                let server = match version {
+                    Version::Http1 => self.server.clone().http1_only(),
+                    Version::Http2 => self.server.clone().http2_only(),
+                };
+                self.speak(stream, server, Scheme::Https).await;
+            }
         }
-        tokio::time::sleep(PREFACE_INTERVAL).await;
+    }
+
+    async fn speak<S>(self, stream: S, server: auto::Builder<TokioExecutor>, scheme: Scheme)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (edge, client) = (self.edge, Client { address: self.peer, scheme });
+        let begun = Arc::new(Notify::new());
+        let asked = Arc::clone(&begun);
+        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+            asked.notify_one();
+            let edge = Arc::clone(&edge);
+            async move { Ok::<_, std::convert::Infallible>(edge.answer(request.map(Body::new), client).await) }
+        });
+        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        // The server has a deadline for the head of a request, and none for what comes before the first one.
+        let silent = async {
+            tokio::select! {
+                () = begun.notified() => std::future::pending().await,
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(HEAD) => {}
+            }
+        };
+        tokio::select! {
+            // A client that goes away is no event.
+            _ = self.watcher.watch(connection.into_owned()) => {}
+            () = silent => {}
+        }
     }
 }
 
@@ -175,8 +255,6 @@ fn host_of(request: &Request<Body>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
-
     use super::*;
 
     #[test]
@@ -186,21 +264,6 @@ mod tests {
         {
             let request = Request::builder().header(header::HOST, given).body(Body::empty()).unwrap();
             assert_eq!(host_of(&request), expected);
-        }
-    }
-    #[tokio::test]
-    async fn a_client_begins_when_it_is_clear_what_it_speaks() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        for (said, expected) in [("", false), ("PRI * HTTP", false), ("G", true), ("PRO", true)] {
-            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let (stream, _) = listener.accept().await.unwrap();
-            client.write_all(said.as_bytes()).await.unwrap();
-            let began = tokio::time::timeout(PREFACE_INTERVAL * 4, begins(&stream)).await;
-            assert_eq!(began.is_ok(), expected, "{said:?}");
-            if said.starts_with("PRI") {
-                client.write_all(&PREFACE[said.len()..]).await.unwrap();
-                begins(&stream).await.unwrap();
-            }
         }
     }
 }

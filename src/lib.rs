@@ -13,7 +13,7 @@
 //! A room is a noun of the product. Arrows go one way, and a test checks them:
 //!
 //! ```text
-//! cli → daemon → {api, edge} → {staging, apps, source} → builders → {lifecycle, base, auth} → runtime → oci → {blob, store} → model
+//! cli → daemon → {api, edge} → {staging, apps, source} → builders → {lifecycle, base, acme, auth} → runtime → oci → {blob, store} → model
 //! ```
 //!
 //! | room | what it is |
@@ -26,6 +26,7 @@
 //! | [`staging`] | the queue and the journalled state machine from source to image |
 //! | [`apps`] | releases, health gate, scale, environment, the route table |
 //! | [`source`] | archives that users hand in: received, checked, unpacked, packed |
+//! | [`acme`] | certificates of the edge, signed by an authority of our own |
 //! | [`lifecycle`] | the platform side of Cloud Native Buildpacks |
 //! | [`buildpacks`] | the embedded buildpacks, written with libcnb |
 //! | [`base`] | base images from Debian packages |
@@ -125,6 +126,7 @@
 //! Archives of strangers are read in bounded memory: windows of decompressors, headers and directories have limits, which
 //! is why zip and the block headers of xz have readers of our own here.
 
+pub mod acme;
 pub mod api;
 pub mod apps;
 pub mod auth;

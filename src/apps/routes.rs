@@ -70,6 +70,10 @@ impl RouteTable {
         self.table.store(Arc::new(table));
     }
 
+    pub fn has_host(&self, host: &str) -> bool {
+        self.table.load().contains_key(host)
+    }
+
     /// `host` is lower case and without a port.
     pub fn find(&self, host: &str, path: &str) -> Lookup {
         self.find_but(host, path, &[])

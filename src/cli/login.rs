@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Target,
+    ca::{is_of_a_stranger, pin},
     client::{Client, is_this_machine, parse_address},
     error::{self, Error},
     settings::{self, Settings, place},
@@ -28,6 +29,9 @@ pub struct Login {
     /// Password; asked for when not given
     #[arg(long, short, env = "EPINIO_PASSWORD", hide_env_values = true)]
     password: Option<String>,
+    /// SHA-256 of the authority of the API's certificate, which is trusted for this login ('epiniod ca show' prints it)
+    #[arg(long, value_name = "SHA256")]
+    ca_fingerprint: Option<String>,
     #[command(flatten)]
     target: Target,
 }
@@ -63,8 +67,14 @@ impl Login {
         let mut settings = Settings { certs, ..known.logged_out() }.at(&url);
         settings.user = answer("User", self.user, Echo::On).await?;
         settings.set_password(&answer("Password", self.password, Echo::Off).await?);
-        let client = Client::new(settings)?;
-        client.get("/api/v1/me").await?;
+        let mut client = Client::new(settings)?;
+        match client.get("/api/v1/me").await {
+            Err(error) if is_of_a_stranger(&error) => {
+                client = Client::new(pin(client.settings, self.ca_fingerprint.as_deref(), ui).await?)?;
+                client.get("/api/v1/me").await?;
+            }
+            answered => drop(answered?),
+        }
         settings::write(&client.settings, &path)?;
         ui.say(&format!("logged in to {} as {}", client.settings.api, client.settings.user));
         let namespace = client.settings.namespace();
@@ -103,13 +113,13 @@ fn with_scheme(url: &str) -> String {
 
 /// Whether what is typed is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Echo {
+pub(super) enum Echo {
     On,
     Off,
 }
 
 /// What was given, or what somebody types.
-async fn answer(what: &str, given: Option<String>, echo: Echo) -> Result<String, Error> {
+pub(super) async fn answer(what: &str, given: Option<String>, echo: Echo) -> Result<String, Error> {
     if let Some(given) = given {
         return Ok(given);
     }

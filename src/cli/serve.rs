@@ -27,7 +27,7 @@ pub struct Serve {
 /// The file, for `--help`.
 pub(super) const CONFIG_HELP: &str = "\
 Settings file (TOML). Keys, with their defaults where they have one that is not a flag's:
-  data_dir, listen, registry_listen, system_domain, debian_mirror, debian_security_mirror,
+  data_dir, listen, listen_tls, registry_listen, system_domain, debian_mirror, debian_security_mirror,
   build_ca_file, s3_endpoint, s3_bucket, s3_region, s3_ca_file, s3_credentials_file,
   log, log_format                    as the flags; S3 keys are in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
                                      or in the file of credentials

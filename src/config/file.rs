@@ -25,6 +25,7 @@ const LEAST_SCRATCH: u64 = 1 << 20;
 pub struct ConfigFile {
     pub data_dir: Option<PathBuf>,
     pub listen: Option<String>,
+    pub listen_tls: Option<String>,
     pub registry_listen: Option<String>,
     pub system_domain: Option<String>,
     pub debian_mirror: Option<String>,
@@ -75,6 +76,7 @@ impl ConfigFile {
         let file = Self {
             data_dir: top.take("data_dir"),
             listen: top.take("listen"),
+            listen_tls: top.take("listen_tls"),
             registry_listen: top.take("registry_listen"),
             system_domain: top.take("system_domain"),
             debian_mirror: top.take("debian_mirror"),

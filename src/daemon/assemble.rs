@@ -5,7 +5,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use axum::{Router, extract::State, http::StatusCode, routing::post};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    routing::{get, post},
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -17,6 +22,7 @@ use super::{
     report::Reports,
 };
 use crate::{
+    acme::{Authority, Certificates},
     api::{self, Urls},
     apps::{self, Apps},
     auth::Auth,
@@ -25,7 +31,7 @@ use crate::{
     builders::Builders,
     buildpacks,
     config::{Config, Kubernetes},
-    edge::Edge,
+    edge::{Edge, Tls},
     model::{Digest, Namespace},
     oci::registry::Registry,
     runtime::{SharedRuntime, local},
@@ -39,6 +45,8 @@ pub(super) struct House {
     pub apps: Arc<Apps>,
     pub stagings: Arc<Stagings>,
     pub edge: Arc<Edge>,
+    /// For the listener with TLS, where there is one.
+    pub tls: Option<Tls>,
     /// What the cluster's users see of applications.
     pub reports: Option<Reports>,
     registry: Registry,
@@ -61,6 +69,7 @@ impl House {
     pub async fn build(
         config: &Config,
         api: SocketAddr,
+        tls: Option<SocketAddr>,
         registry_at: SocketAddr,
         control: &Control,
         place: Option<&Place>,
@@ -109,15 +118,22 @@ impl House {
             sources: Arc::clone(&sources),
             auth: Arc::clone(&auth),
             runtime: Arc::clone(&runtime),
-            urls: Urls { scheme: "http", port: public_port(config, api) },
+            urls: urls(config, api, tls),
             pushes: TaskTracker::new(),
         };
-        let router = api::router(state.clone(), control_routes(control));
-        let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone()));
+        let certificates = match tls {
+            Some(_) => Some(certificates(config, &objects, &apps).await?),
+            None => None,
+        };
+        let open = certificates.as_deref().map_or_else(Router::new, authority_routes);
+        let router = api::router(state.clone(), control_routes(control)).merge(open);
+        let tls_port = tls.map(|tls| tls.port());
+        let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone(), tls_port));
+        let tls = certificates.map(|certificates| Tls::new(certificates));
         let garbage =
             Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, builders, sources });
         let reports = reports.map(|store| Reports::new(store, Arc::clone(&apps)));
-        Ok(Self { apps, stagings, edge, reports, registry, auth, api: state, garbage })
+        Ok(Self { apps, stagings, edge, tls, reports, registry, auth, api: state, garbage })
     }
 
     /// Takes up what a daemon before left, and makes what has to be there.
@@ -176,8 +192,31 @@ impl Publish for Publisher {
 }
 
 /// Where users find what listens there: what leads to a pod listens on the port of the web, whatever the pod's is.
-fn public_port(config: &Config, api: SocketAddr) -> u16 {
-    if config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside) { WEB_PORT } else { api.port() }
+fn urls(config: &Config, api: SocketAddr, tls: Option<SocketAddr>) -> Urls {
+    match tls {
+        Some(tls) => Urls { scheme: "https", port: tls.port() },
+        None if config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside) => {
+            Urls { scheme: "http", port: WEB_PORT }
+        }
+        None => Urls { scheme: "http", port: api.port() },
+    }
+}
+
+/// Certificates for the API and for the routes of applications.
+async fn certificates(config: &Config, objects: &Objects, apps: &Apps) -> Result<Arc<Certificates>, Error> {
+    let authority = Authority::open(objects, &config.system_domain).await?;
+    tracing::info!(fingerprint = authority.fingerprint().hex(), "certificates are signed by an authority of our own");
+    let (api, routes) = (format!("epinio.{}", config.system_domain), apps.route_table());
+    let own = api.clone();
+    let is_served = move |host: &str| host == own || host == "localhost" || routes.has_host(host);
+    Ok(Certificates::new(authority, api, Arc::new(is_served)))
+}
+
+/// Whoever is to trust the authority gets its certificate without a credential.
+fn authority_routes(certificates: &Certificates) -> Router {
+    let pem = certificates.authority().pem().to_owned();
+    let kind = [(header::CONTENT_TYPE, "application/pem-certificate-chain")];
+    Router::new().route("/ca.pem", get(move || async move { (kind, pem) }))
 }
 
 /// The runtime of this machine.

@@ -11,6 +11,19 @@ pub(super) fn unknown(request: &Request<Body>, host: &str) -> Response<Body> {
     page(request, StatusCode::NOT_FOUND, &what, "Check the address, or look at the routes with: epiniod apps list")
 }
 
+/// 308: the same, with TLS.
+pub(super) fn elsewhere(request: &Request<Body>, host: &str, port: u16) -> Response<Body> {
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let url = format!("https://{host}{port}{path}");
+    let mut response =
+        page(request, StatusCode::PERMANENT_REDIRECT, &format!("This is at {url}."), "Go there instead.");
+    if let Ok(url) = HeaderValue::from_str(&url) {
+        response.headers_mut().insert(header::LOCATION, url);
+    }
+    response
+}
+
 /// 503: the application is there, and nothing of it runs.
 pub(super) fn unavailable(request: &Request<Body>, target: &Target) -> Response<Body> {
     let app = &target.release.app;

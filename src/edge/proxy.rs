@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 
 use super::{
+    Client,
     pages::{self, Accept},
     upstream::{Failure, Upstream},
 };
@@ -37,12 +38,12 @@ impl Proxy {
         mut request: Request<Body>,
         mut backend: InFlight,
         another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
-        peer: SocketAddr,
+        client: Client,
     ) -> Response<Body> {
         let accept = Accept::of(&request);
         let upgrade = wanted_upgrade(request.headers());
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-        prepare(&mut request, peer, upgrade.as_ref());
+        prepare(&mut request, client, upgrade.as_ref());
         let spare = spare(&request);
         let mut tried = Vec::new();
         for attempt in 1.. {
@@ -116,7 +117,7 @@ fn finish(
     })
 }
 
-fn prepare(request: &mut Request<Body>, peer: SocketAddr, upgrade: Option<&HeaderValue>) {
+fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderValue>) {
     // HTTP/2 has no Host; in HTTP/1.1 a URI with one counts more (RFC 9112, section 3.2.2).
     if let Some(authority) = request.uri().authority().cloned()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
@@ -127,11 +128,11 @@ fn prepare(request: &mut Request<Body>, peer: SocketAddr, upgrade: Option<&Heade
     strip(headers, upgrade);
     // HTTP/2 may send cookies one by one (RFC 9113, section 8.2.3).
     join(headers, &header::COOKIE, "; ", None);
-    join(headers, &FORWARDED_FOR, ", ", Some(peer.ip().to_string()));
+    join(headers, &FORWARDED_FOR, ", ", Some(client.address.ip().to_string()));
     if let Some(host) = headers.get(header::HOST).cloned() {
         headers.insert(FORWARDED_HOST, host);
     }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()));
     if !headers.contains_key(&REQUEST_ID)
         && let Ok(value) = HeaderValue::from_str(&request_id())
     {
@@ -190,6 +191,7 @@ fn request_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::Scheme;
 
     fn prepared(version: Version, uri: &str, headers: &[(&str, &str)]) -> HeaderMap {
         let mut request = Request::builder().version(version).uri(uri);
@@ -198,7 +200,8 @@ mod tests {
         }
         let mut request = request.body(Body::empty()).unwrap();
         let upgrade = wanted_upgrade(request.headers());
-        prepare(&mut request, ([192, 0, 2, 1], 7).into(), upgrade.as_ref());
+        let client = Client { address: ([192, 0, 2, 1], 7).into(), scheme: Scheme::Https };
+        prepare(&mut request, client, upgrade.as_ref());
         request.headers().clone()
     }
 
@@ -209,6 +212,7 @@ mod tests {
         assert_eq!(headers[FORWARDED_FOR], "a, b, 192.0.2.1");
         assert_eq!(headers[header::COOKIE], "one=1; two=2");
         assert_eq!(headers[header::HOST], "app.localhost");
+        assert_eq!(headers[FORWARDED_PROTO], "https");
     }
 
     #[test]

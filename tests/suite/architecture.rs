@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 11] = [
     &["staging", "apps"],
     &["source"],
     &["builders"],
-    &["lifecycle", "base", "auth", "buildpacks"],
+    &["lifecycle", "base", "acme", "auth", "buildpacks"],
     &["runtime", "launcher"],
     &["oci"],
     &["blob", "store"],

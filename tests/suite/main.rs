@@ -9,6 +9,7 @@ mod blob_contract;
 mod builders;
 mod buildpacks;
 mod built_images;
+mod certificates;
 mod cli_reference;
 mod cluster;
 mod cluster_apps;

@@ -18,9 +18,9 @@ mod random;
 
 pub use bucket::{ACCESS, Bucket, Proxy, SECRET, files, keys, open};
 pub use cluster::cluster;
-pub use daemon::{Daemon, Packages, RunBy, Surroundings, send, write};
+pub use daemon::{Daemon, Packages, RunBy, Surroundings, free_port, send, write};
 pub use driven::{Driven, Pushing, Turn, driven, sources};
-pub use http::{get, request};
+pub use http::{Response, get, request};
 pub use random::SplitMix;
 
 /// Waits for something that has to become true.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{Router, routing::get};
 use epiniod::{
     apps::{Apps, Deployed, Deployment, Error, NewApp, Settings},
-    edge::Edge,
+    edge::{Edge, Transport},
     model::{AppChange, AppName, ImageName, Namespace},
     store::{DiskStore, Objects},
 };
@@ -35,11 +35,13 @@ impl Site {
         let apps = Apps::new(objects.clone(), Arc::clone(&house.runtime) as _, settings);
         apps.create_namespace(&Namespace::default()).await.expect("a namespace");
         let api = Router::new().route("/ready", get(|| async { "the API is ready" }));
-        let edge = Arc::new(Edge::new(apps.route_table(), api, "localhost".to_owned()));
+        let edge = Arc::new(Edge::new(apps.route_table(), api, "localhost".to_owned(), None));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (address, stop) = (listener.local_addr().expect("an address"), CancellationToken::new());
-        let tasks =
-            vec![tokio::spawn(Arc::clone(&apps).run(stop.clone())), tokio::spawn(edge.serve(listener, stop.clone()))];
+        let tasks = vec![
+            tokio::spawn(Arc::clone(&apps).run(stop.clone())),
+            tokio::spawn(edge.serve(listener, Transport::Plain, stop.clone())),
+        ];
         Self { house, apps, objects, address, stop, tasks }
     }
 

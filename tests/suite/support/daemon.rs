@@ -308,7 +308,7 @@ pub(super) fn scratch() -> PathBuf {
 }
 
 /// Below those that the kernel gives to connections, and each only once: a daemon that is started again finds it free.
-pub(super) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let offset = (std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;

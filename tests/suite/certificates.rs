@@ -1,0 +1,95 @@
+//! HTTPS without a public authority: the daemon's own one signs, for whoever trusts it.
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use crate::support::{Daemon, Packages, Response, RunBy, Surroundings, free_port, request, sample, wait_until};
+
+struct Site {
+    daemon: Daemon,
+    port: u16,
+    /// What curl trusts.
+    authority: PathBuf,
+}
+
+impl Site {
+    fn start() -> Self {
+        let port = free_port();
+        let environment = vec![("EPINIOD_LISTEN_TLS", format!("127.0.0.1:{port}"))];
+        let surroundings = Surroundings { environment, ..Surroundings::default() };
+        let daemon = Daemon::start_in(surroundings, Packages::Shared, RunBy::Caller);
+        let authority = daemon.dir().join("ca.pem");
+        std::fs::write(&authority, daemon.run(["ca", "show"])).expect("a file");
+        Self { daemon, port, authority }
+    }
+
+    fn curl(&self, more: &[&str]) -> std::io::Result<Response> {
+        let authority = self.authority.to_str().expect("a path");
+        request(&[&["--max-time", "20", "--cacert", authority], more].concat())
+    }
+
+    /// The CLI, logged in by a settings file of its own.
+    fn epiniod(&self, args: &[&str]) -> (bool, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_epiniod"))
+            .args(args)
+            .env("EPINIO_SETTINGS", self.daemon.dir().join("login.yaml"))
+            .env_remove("EPINIOD_DATA_DIR")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("epiniod can be run");
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    }
+}
+
+#[test]
+fn applications_and_the_api_have_certificates_of_the_authority_that_clients_trust() {
+    let mut site = Site::start();
+    let url = site.daemon.push("page", &sample("procfile"));
+    assert_eq!(url.trim(), format!("https://page.localhost:{}", site.port));
+    for version in ["--http1.1", "--http2"] {
+        let page = site.curl(&[version, url.trim()]).expect("the authority is trusted");
+        assert!(page.status == 200 && page.body.contains("Hello from"), "{version}: {page:?}");
+    }
+    let stranger = request(&["--max-time", "20", url.trim()]).expect_err("nobody else trusts it");
+    assert!(stranger.to_string().contains("certificate"), "{stranger}");
+    // Also by address, as the daemon's own machine does it.
+    let ready =
+        site.curl(&[&format!("https://127.0.0.1:{}/ready", site.port)]).expect("the address is in the certificate");
+    assert_eq!(ready.status, 200);
+    let unknown = site.curl(&[&format!("https://nobody.localhost:{}", site.port)]);
+    assert!(unknown.is_err(), "there is no certificate for what is not served: {unknown:?}");
+
+    let plain = format!("http://page.localhost:{}/some/path?x=1", site.daemon.port);
+    let moved = request(&["--max-time", "20", "-i", &plain]).expect("an answer");
+    assert_eq!(moved.status, 308, "{moved:?}");
+    let wanted = format!("location: https://page.localhost:{}/some/path?x=1", site.port);
+    assert!(moved.body.to_lowercase().contains(&wanted), "{moved:?}");
+
+    site.daemon.stop();
+    site.daemon.resume();
+    wait_until(
+        "the application is served by the next daemon, under the same authority",
+        Duration::from_secs(20),
+        || site.curl(&[url.trim()]).is_ok_and(|page| page.status == 200),
+    );
+}
+
+#[test]
+fn a_login_takes_an_authority_by_its_fingerprint() {
+    let site = Site::start();
+    let api = format!("https://epinio.localhost:{}", site.port);
+    let output = site.daemon.output(["ca", "show"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let fingerprint = said.split_whitespace().nth(1).expect("SHA-256 and the fingerprint").to_owned();
+    let login = ["login", &api, "--user", "admin", "--password", &site.daemon.password];
+    let (succeeded, said) = site.epiniod(&login);
+    assert!(!succeeded && said.contains("--ca-fingerprint") && said.contains(&fingerprint), "{said}");
+    let wrong = fingerprint.replace(|c: char| c.is_ascii_digit(), "A");
+    let (succeeded, said) = site.epiniod(&[&login[..], &["--ca-fingerprint", &wrong]].concat());
+    assert!(!succeeded && said.contains(&fingerprint), "{said}");
+    let (succeeded, said) = site.epiniod(&["info"]);
+    assert!(!succeeded, "what failed is no login: {said}");
+    let (succeeded, said) = site.epiniod(&[&login[..], &["--ca-fingerprint", &fingerprint]].concat());
+    assert!(succeeded, "{said}");
+    let (succeeded, said) = site.epiniod(&["info"]);
+    assert!(succeeded && said.contains(&api), "{said}");
+}
