@@ -61,7 +61,9 @@ impl<'a> Answer<'a> {
                 let silent = || Error::Staging("the daemon did not say how it ended".to_owned());
                 return Err(early.map_or_else(silent, Error::Broken));
             };
-            self.shown.ui.say("the connection to the daemon ended; asking for the rest when it answers");
+            let within = AWAY.as_secs();
+            let text = format!("the connection to the daemon ended; asking for the rest when it answers, for {within} s");
+            self.shown.ui.say(&text);
             response = self.rest(&staging).await?;
         }
     }
