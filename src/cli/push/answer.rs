@@ -62,7 +62,8 @@ impl<'a> Answer<'a> {
                 return Err(early.map_or_else(silent, Error::Broken));
             };
             let within = AWAY.as_secs();
-            let text = format!("the connection to the daemon ended; asking for the rest when it answers, for {within} s");
+            let text =
+                format!("the connection to the daemon ended; asking for the rest when it answers, for {within} s");
             self.shown.ui.say(&text);
             response = self.rest(&staging).await?;
         }

@@ -101,16 +101,14 @@ impl From<Announcement> for Happening {
             Severity::Normal => EventType::Normal,
             Severity::Warning => EventType::Warning,
         };
-        Self {
-            type_,
-            action: announcement.reason.clone(),
-            reason: announcement.reason,
-            note: Some(note),
-            secondary: None,
-        }
+        // Events of one action are counted as one, with the first text: what differs in its text is another one.
+        let text = if note.is_empty() { &announcement.reason } else { &note };
+        let action = text[..text.floor_char_boundary(MAX_ACTION_BYTES)].to_owned();
+        Self { type_, action, reason: announcement.reason, note: Some(note), secondary: None }
     }
 }
 
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// The API server refuses longer ones.
 const MAX_NOTE_BYTES: usize = 1000;
+const MAX_ACTION_BYTES: usize = 128;
