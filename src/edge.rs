@@ -96,9 +96,7 @@ impl Edge {
 
     /// Serves connections until the token is cancelled, then lets requests end.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, transport: Transport, stop: CancellationToken) {
-        let mut server = auto::Builder::new(TokioExecutor::new());
-        server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true);
-        server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+        let server = server();
         let places = Arc::new(Semaphore::new(max_connections()));
         let graceful = GracefulShutdown::new();
         loop {
@@ -171,6 +169,14 @@ impl Edge {
             || host.parse::<std::net::IpAddr>().is_ok()
             || host.strip_prefix("epinio.") == Some(self.system_domain.as_str())
     }
+}
+
+/// What both versions of HTTP are served with.
+fn server() -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true);
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+    server
 }
 
 /// A connection that was accepted.
@@ -255,6 +261,9 @@ fn host_of(request: &Request<Body>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
     use super::*;
 
     #[test]
@@ -265,5 +274,52 @@ mod tests {
             let request = Request::builder().header(header::HOST, given).body(Body::empty()).unwrap();
             assert_eq!(host_of(&request), expected);
         }
+    }
+
+    /// A client whose connection an edge with this API serves, and how that ends.
+    fn connected(
+        api: Router,
+        watched: &GracefulShutdown,
+        stop: &CancellationToken,
+    ) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+        let connection = Connection {
+            edge: Arc::new(Edge::new(Arc::default(), api, "localhost".to_owned(), None)),
+            server: server(),
+            watcher: watched.watcher(),
+            stop: stop.clone(),
+            peer: ([127, 0, 0, 1], 7).into(),
+        };
+        let (client, server) = duplex(1024);
+        let server_side = connection.server.clone();
+        (client, tokio::spawn(connection.speak(server, server_side, Scheme::Http)))
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_who_has_asked_nothing_yet_and_who_has_asked_is_answered() {
+        let watched = GracefulShutdown::new();
+        for said in ["", "PRI * HTTP", "PRO", "GET / HTTP/1.1\r\n"] {
+            let stop = CancellationToken::new();
+            let (mut client, served) = connected(Router::new(), &watched, &stop);
+            client.write_all(said.as_bytes()).await.unwrap();
+            tokio::task::yield_now().await;
+            assert!(!served.is_finished(), "{said:?} is waited for");
+            stop.cancel();
+            tokio::time::timeout(HEAD / 2, served).await.expect("it ends").unwrap();
+        }
+        let (stop, asked, go) = (CancellationToken::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (entered, going) = (Arc::clone(&asked), Arc::clone(&go));
+        let answer = async move || {
+            entered.notify_one();
+            going.notified().await;
+            "answered"
+        };
+        let (mut client, _served) = connected(Router::new().route("/", get(answer)), &watched, &stop);
+        client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+        tokio::time::timeout(HEAD / 2, asked.notified()).await.expect("a request that arrives");
+        stop.cancel();
+        go.notify_one();
+        let mut text = String::new();
+        tokio::time::timeout(HEAD / 2, client.read_to_string(&mut text)).await.expect("an answer").unwrap();
+        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("answered"), "{text}");
     }
 }
