@@ -5,6 +5,7 @@
 //! instances. Everything is level-triggered: `apply` says what should be, `status` what is, and
 //! `changes` when to look again.
 
+mod documents;
 pub mod kube;
 pub mod local;
 mod visit;

@@ -3,19 +3,13 @@
 
 use std::sync::PoisonError;
 
-use futures::TryStreamExt as _;
-use serde::de::DeserializeOwned;
-
 use super::Cluster;
 use crate::{
-    model::{Digest, ImageName},
-    oci::{ConfigFile, ImageUser, Manifest},
-    runtime::Error,
-    telemetry::chain,
+    model::ImageName,
+    oci::ImageUser,
+    runtime::{Error, documents::documents},
 };
 
-/// Of a manifest or a configuration, in bytes.
-const MAX_DOCUMENT: u64 = 16 << 20;
 /// So many images are remembered.
 const REMEMBERED: usize = 10_000;
 
@@ -33,8 +27,8 @@ pub(super) async fn of_image(cluster: &Cluster, image: &ImageName) -> Result<Opt
         return Ok(known);
     }
     let failed = |cause| Error::Image { image: image.clone(), cause };
-    let manifest: Manifest = document(cluster, &image.digest).await.map_err(failed)?;
-    let config: ConfigFile = document(cluster, &manifest.config.digest).await.map_err(failed)?;
+    let gone = || failed(format!("blob {} is not there; push the application again", image.digest));
+    let (_, config) = documents(&cluster.blobs, &image.digest).await.map_err(failed)?.ok_or_else(gone)?;
     let numbers = config.config.user.as_deref().and_then(|text| ImageUser::parse(text).numbers());
     let user = numbers.map(|(uid, gid)| User { uid, gid });
     let mut users = cluster.users.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,14 +37,4 @@ pub(super) async fn of_image(cluster: &Cluster, image: &ImageName) -> Result<Opt
     }
     users.insert(image.digest, user);
     Ok(user)
-}
-
-async fn document<T: DeserializeOwned>(cluster: &Cluster, digest: &Digest) -> Result<T, String> {
-    let reader = cluster.blobs.open(digest, None).await.map_err(|error| chain(&error))?;
-    let reader = reader.ok_or_else(|| format!("blob {digest} is not there; push the application again"))?;
-    if reader.size > MAX_DOCUMENT {
-        return Err(format!("blob {digest} is too large for what it is"));
-    }
-    let parts: Vec<bytes::Bytes> = reader.stream.try_collect().await.map_err(|error| chain(&error))?;
-    serde_json::from_slice(&parts.concat()).map_err(|error| format!("blob {digest} cannot be read: {error}"))
 }

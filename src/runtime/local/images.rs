@@ -13,14 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::TryStreamExt as _;
-
 use super::guard;
 use crate::{
     blob::{self, SharedBlobs},
     model::{Digest, ImageName},
     oci::{ConfigFile, Manifest, Ownership, tree::remove_tree, unpack_layer},
-    runtime::Error,
+    runtime::{
+        Error,
+        documents::{document, documents},
+    },
     telemetry,
 };
 
@@ -30,8 +31,6 @@ const LATELY: Duration = Duration::from_secs(2 * 60 * 60);
 const HEX_DIGITS: usize = 64;
 /// A layer that comes to more is refused; so is one that leaves the disk no reserve.
 const MAX_LAYER_BYTES: u64 = 32 << 30;
-/// Of a manifest or a configuration.
-const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
 
 /// Unpacked layers below a directory.
 pub(super) struct Images {
@@ -81,7 +80,7 @@ impl Images {
     pub async fn ready(&self, image: &ImageName) -> Result<LocalImage, Error> {
         let failed = |cause: String| Error::Image { image: image.clone(), cause };
         let gone = || failed(format!("blob {} is not there", image.digest));
-        let (manifest, config) = self.documents(image).await.map_err(&failed)?.ok_or_else(gone)?;
+        let (manifest, config) = documents(&self.blobs, &image.digest).await.map_err(&failed)?.ok_or_else(gone)?;
         let unpacking = manifest.layers.iter().map(|layer| self.layer(image, layer.digest, &layer.media_type));
         let layers = futures::future::try_join_all(unpacking).await?;
         Ok(LocalImage { config, layers })
@@ -90,29 +89,6 @@ impl Images {
     /// The file that holds a blob.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<PathBuf>, blob::Error> {
         self.blobs.local_file(digest).await
-    }
-
-    /// None when its manifest is gone.
-    async fn documents(&self, image: &ImageName) -> Result<Option<(Manifest, ConfigFile)>, String> {
-        let Some(manifest) = self.read(&image.digest).await? else { return Ok(None) };
-        let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|error| format!("its manifest: {error}"))?;
-        let config = &manifest.config.digest;
-        let config = self.read(config).await?.ok_or_else(|| format!("blob {config} is not there"))?;
-        let config = serde_json::from_slice(&config).map_err(|error| format!("its configuration: {error}"))?;
-        Ok(Some((manifest, config)))
-    }
-
-    /// A small blob as a whole.
-    async fn read(&self, digest: &Digest) -> Result<Option<Vec<u8>>, String> {
-        let read = async || -> Result<Option<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
-            let Some(reader) = self.blobs.open(digest, None).await? else { return Ok(None) };
-            if reader.size > MAX_DOCUMENT_BYTES {
-                return Err(format!("blob {digest} is too large for what it is").into());
-            }
-            let parts: Vec<bytes::Bytes> = reader.stream.try_collect().await?;
-            Ok(Some(parts.concat()))
-        };
-        read().await.map_err(|error| telemetry::chain(&*error))
     }
 
     async fn layer(&self, image: &ImageName, digest: Digest, media_type: &str) -> Result<PathBuf, Error> {
@@ -155,7 +131,7 @@ impl Images {
         let mut layers = HashSet::new();
         for image in images {
             let failed = |cause| Error::Image { image: image.clone(), cause };
-            let Some(manifest) = self.read(&image.digest).await.map_err(failed)? else { continue };
+            let Some(manifest) = document(&self.blobs, &image.digest).await.map_err(failed)? else { continue };
             // What is no manifest has no layers.
             if let Ok(manifest) = serde_json::from_slice::<Manifest>(&manifest) {
                 layers.extend(manifest.layers.iter().map(|layer| layer.digest.hex()));

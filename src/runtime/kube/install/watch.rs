@@ -32,25 +32,18 @@ pub async fn wait_until_ready(
 ) -> Result<(), Error> {
     let until = Instant::now() + within;
     let namespace = &installation.namespace;
-    if matches!(installation.entrance, Entrance::Traefik { .. }) {
-        let part = Part {
-            namespace: &format!("{namespace}-ingress"),
-            name: "traefik",
-            pods: "app.kubernetes.io/name=traefik",
-        };
-        Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
-            .wait(&mut tell)
-            .await?;
-    }
-    let part = Part { namespace, name: DAEMON, pods: names::DAEMON_PODS };
-    Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
-        .wait(&mut tell)
-        .await?;
-    if installation.pulls.by == Way::Relay {
-        let part = Part { namespace: &format!("{namespace}{}", relay::SUFFIX), name: relay::NAME, pods: relay::PODS };
-        Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None }
-            .wait(&mut tell)
-            .await?;
+    let (of_ingress, of_relay) = (format!("{namespace}-ingress"), format!("{namespace}{}", relay::SUFFIX));
+    let traefik = Part { namespace: &of_ingress, name: "traefik", pods: "app.kubernetes.io/name=traefik" };
+    let daemon = Part { namespace, name: DAEMON, pods: names::DAEMON_PODS };
+    let relay = Part { namespace: &of_relay, name: relay::NAME, pods: relay::PODS };
+    let parts = [
+        matches!(installation.entrance, Entrance::Traefik { .. }).then_some(traefik),
+        Some(daemon),
+        (installation.pulls.by == Way::Relay).then_some(relay),
+    ];
+    for part in parts.into_iter().flatten() {
+        let waiting = Waiting { cluster, installation, found, part, until, stuck: None, first: None, first_seen: None };
+        waiting.wait(&mut tell).await?;
     }
     Ok(())
 }
@@ -125,12 +118,11 @@ impl Waiting<'_> {
     }
 
     async fn look(&mut self) -> Result<State, Error> {
-        let Part { namespace, name, pods: selector } = self.part;
+        let Part { namespace, name, .. } = self.part;
         let doing = || format!("looking at deployment {namespace}/{name}");
         let deployments: Api<Deployment> = Api::namespaced(self.cluster.client.clone(), namespace);
         let deployment = deployments.get(name).await.map_err(failed(doing()))?;
-        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), namespace);
-        let pods = pods.list(&ListParams::default().labels(selector)).await.map_err(failed(doing()))?.items;
+        let pods = self.pods(&doing()).await?;
         if is_ready(&deployment) && pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()) {
             let serves = name != DAEMON || pods.iter().any(|pod| pod.labels().contains_key(names::LEADER));
             let waits =
@@ -147,12 +139,11 @@ impl Waiting<'_> {
     }
 
     async fn look_at_relay(&mut self) -> Result<State, Error> {
-        let Part { namespace, name, pods: selector } = self.part;
+        let Part { namespace, name, .. } = self.part;
         let doing = || format!("looking at daemon set {namespace}/{name}");
         let sets: Api<DaemonSet> = Api::namespaced(self.cluster.client.clone(), namespace);
         let set = sets.get(name).await.map_err(failed(doing()))?;
-        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), namespace);
-        let pods = pods.list(&ListParams::default().labels(selector)).await.map_err(failed(doing()))?.items;
+        let pods = self.pods(&doing()).await?;
         if relay::is_everywhere(&set, &self.found.nodes) {
             return Ok(State::Ready);
         }
@@ -160,6 +151,12 @@ impl Waiting<'_> {
             Some(pod) => Ok(self.look_at(pod).await),
             None => Ok(State::Going("its pods are replaced, node by node".to_owned())),
         }
+    }
+
+    async fn pods(&self, doing: &str) -> Result<Vec<Pod>, Error> {
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), self.part.namespace);
+        let pods = pods.list(&ListParams::default().labels(self.part.pods)).await;
+        Ok(pods.map_err(failed(doing))?.items)
     }
 
     async fn look_at(&mut self, pod: &Pod) -> State {
