@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long the authority may be trusted, in days, and each certificate that it signs: browsers take no more than 398.
-const YEARS: i64 = 10 * 365;
+const AUTHORITY_DAYS: i64 = 10 * 365;
 const LEAF_DAYS: i64 = 90;
 /// A clock may be wrong by this many days.
 const SLACK: i64 = 1;
@@ -76,7 +76,7 @@ impl Record {
         let names = [domain, LOCALHOST].map(|name| GeneralSubtree::DnsName(name.to_owned()));
         let permitted_subtrees = names.into_iter().chain(loopback).collect();
         params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
-        set_validity(&mut params, YEARS);
+        set_validity(&mut params, AUTHORITY_DAYS);
         let certificate = params.self_signed(&key).map_err(failed)?;
         Ok(Self { domain: domain.to_owned(), certificate: certificate.pem(), key: key.serialize_pem() })
     }

@@ -23,7 +23,7 @@ use self::wishes::wishes;
 use super::{ApiError, ApiState, applications::find, credential::Caller};
 use crate::{
     apps::{self, Deployment, NewApp},
-    model::{AfterStaging, App, AppChange, AppName, ImageName, Namespace, Phase, Staging, StagingState},
+    model::{AfterStaging, App, AppChange, AppName, ImageName, Namespace, Phase, Route, Staging, StagingState},
     telemetry,
 };
 
@@ -208,8 +208,13 @@ async fn deploy(state: &ApiState, staging: &Staging, image: ImageName) -> Result
     };
     let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let timings = staging.timings.iter().copied().chain([(Phase::Deploy, took)]).collect();
+    Ok(Pushed { timings, url: url(state, &deployed.routes)? })
+}
+
+/// Where what was pushed is: by its first route.
+fn url(state: &ApiState, routes: &[Route]) -> Result<String, Failure> {
     let no_route = || Failure::because("the application has no route");
-    Ok(Pushed { timings, url: state.urls.of(deployed.routes.first().ok_or_else(no_route)?) })
+    Ok(state.urls.of(routes.first().ok_or_else(no_route)?))
 }
 
 const SUPERSEDED: &str = "superseded by a newer push";

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::{
     Failure, Pushed, SUPERSEDED,
     answer::{self, Sink},
-    not_up,
+    not_up, url,
 };
 use crate::{
     api::{ApiError, ApiState},
@@ -75,8 +75,7 @@ async fn outcome(state: &ApiState, staging: &Staging) -> Result<Pushed, Failure>
         let release = state.apps.release_of(&staging.namespace, &staging.app, &staging.id).await?;
         match release.map(|release| (release.state, release.routes)) {
             Some((ReleaseState::Active | ReleaseState::Retired, routes)) => {
-                let route = routes.first().ok_or_else(|| Failure::because("the application has no route"))?;
-                return Ok(Pushed { timings: staging.timings.clone(), url: state.urls.of(route) });
+                return Ok(Pushed { timings: staging.timings.clone(), url: url(state, &routes)? });
             }
             Some((ReleaseState::Failed { cause }, _)) => return Err(Failure::because(&not_up(&cause))),
             None if settled => return Err(undeployed(state, staging).await),
