@@ -9,6 +9,7 @@
 //! | `PUT /push/NAMESPACE/APP` | ours: stores, stages, deploys, streams the log as text, ends with the URL |
 //! | `GET /push/NAMESPACE/APP/STAGING?heard=LINES` | ours: the same answer once more, from a line on, for whoever lost the connection |
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
+//! | `GET /daemon/routes` | ours: every route, who answers it, and its certificate |
 //!
 //! What a caller may read of an error is in the answer, with a request id; its cause is in the daemon's log under
 //! the same id.
@@ -24,6 +25,7 @@ mod models;
 mod namespaces;
 mod port_forward;
 mod push;
+mod routes;
 mod shape;
 mod staging;
 mod system;
@@ -40,7 +42,7 @@ use axum::{
 
 use tokio_util::task::TaskTracker;
 
-use crate::{apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources, staging::Stagings};
+use crate::{acme::Certificates, apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources, staging::Stagings};
 
 pub use error::ApiError;
 pub use push::{STOPPED, resume_pushes};
@@ -59,6 +61,8 @@ pub struct ApiState {
     pub auth: Arc<Auth>,
     pub runtime: SharedRuntime,
     pub urls: Urls,
+    /// None without TLS.
+    pub certificates: Option<Arc<Certificates>>,
     /// Pushes that go on, whoever listens.
     pub pushes: TaskTracker,
 }
@@ -90,6 +94,7 @@ pub fn router(state: ApiState, more: Router) -> Router {
     let protected = Router::new()
         .nest("/api/v1", v1().layer(DefaultBodyLimit::max(MAX_JSON_BYTES)))
         .merge(uploads)
+        .route("/daemon/routes", get(routes::list))
         .with_state(state.clone())
         .merge(more)
         .route_layer(authenticated);

@@ -19,6 +19,7 @@ mod namespaces;
 mod port_forward;
 mod push;
 mod registry_relay;
+mod routes;
 mod serve;
 mod settings;
 mod stop;
@@ -90,6 +91,8 @@ enum Command {
     /// Applications: list, show, logs, exec, port-forward, env, scale, restart, restage, delete
     #[command(subcommand, visible_alias = "app")]
     Apps(apps::Apps),
+    /// List routes: who answers, and with which certificate
+    Routes(routes::Routes),
     /// Namespaces: list, create, delete
     #[command(subcommand, visible_alias = "namespace")]
     Namespaces(namespaces::Namespaces),
@@ -244,6 +247,7 @@ fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
         Command::Push(push) => client_runtime()?.block_on(push.run(ui)),
         Command::Apps(apps) => client_runtime()?.block_on(apps.run(ui)),
         Command::Namespaces(namespaces) => client_runtime()?.block_on(namespaces.run(ui)),
+        Command::Routes(routes) => client_runtime()?.block_on(routes.run()),
         Command::Login(login) => client_runtime()?.block_on(login.run(ui)),
         Command::Logout(logout) => logout.run(ui),
         Command::Image(image) => image.run(ui),

@@ -2,6 +2,7 @@
 //!
 //! One small struct for each concern. Unknown keys of the file are refused, and all problems are reported at once.
 
+mod acme;
 mod authorities;
 mod client;
 mod file;
@@ -17,6 +18,7 @@ use std::{
 
 use nix::unistd::Uid;
 
+pub use acme::AcmeFlags;
 pub use authorities::embedded_authorities;
 pub use client::{ClientSettings, client_settings_file};
 pub use file::{ConfigFile, Error};
@@ -24,7 +26,7 @@ pub use kubernetes::{Kubernetes, KubernetesFlags};
 pub use run_file::{Mode, RunFile};
 pub use s3::S3Flags;
 
-use crate::{base::Mirrors, blob::S3Settings, model::Route, runtime::Limits, source, telemetry};
+use crate::{acme as certificates, base::Mirrors, blob::S3Settings, model::Route, runtime::Limits, source, telemetry};
 
 /// What a daemon is run with.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub struct Config {
     pub build_ca: Option<PathBuf>,
     /// Where blobs are; none is the data directory.
     pub s3: Option<S3Settings>,
+    /// How public certificates are come by; none are of our own authority.
+    pub acme: Option<certificates::Settings>,
     pub sources: source::Limits,
     pub builds: Builds,
     /// Of each instance.
@@ -79,7 +83,8 @@ pub struct Flags {
     /// Where API and applications listen [default: 127.0.0.1:8080; 0.0.0.0:80 with a system domain]
     #[arg(long, env = "EPINIOD_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<String>,
-    /// Where API and applications listen with TLS; what comes without it is sent there [default: they do not]
+    /// Where API and applications listen with TLS, or off; what comes without it is sent there
+    /// [default: off; 0.0.0.0:443 with a system domain]
     #[arg(long, env = "EPINIOD_LISTEN_TLS", value_name = "ADDRESS")]
     pub listen_tls: Option<String>,
     /// Where the registry listens [default: 127.0.0.1:30500]
@@ -99,6 +104,8 @@ pub struct Flags {
     pub build_ca_file: Option<PathBuf>,
     #[command(flatten)]
     pub s3: S3Flags,
+    #[command(flatten)]
+    pub acme: AcmeFlags,
     /// What is logged, as tracing has it (info, debug, epiniod::edge=debug) [default: info; warn with up]
     #[arg(long, env = "EPINIOD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -113,6 +120,9 @@ pub struct Flags {
 pub const ROOT_DATA_DIR: &str = "/var/lib/epiniod";
 const LOCALHOST: &str = "localhost";
 const REGISTRY: &str = "127.0.0.1:30500";
+const LISTEN_TLS: &str = "0.0.0.0:443";
+/// What is said for nothing.
+const OFF: &str = "off";
 const PEM: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// Where distributions keep the bundle of certificate authorities.
 const CA_BUNDLES: [&str; 4] = [
@@ -135,8 +145,12 @@ impl Config {
         let system_domain = system_domain.to_ascii_lowercase();
         let default = if system_domain == LOCALHOST { "127.0.0.1:8080" } else { "0.0.0.0:80" };
         let listen = address("listen", flags.listen.or(file.listen), default, &mut problems);
-        let listen_tls = flags.listen_tls.or(file.listen_tls);
-        let listen_tls = listen_tls.map(|text| address("listen_tls", Some(text), "0.0.0.0:443", &mut problems));
+        let listen_tls = match flags.listen_tls.or(file.listen_tls).as_deref() {
+            Some(OFF) => None,
+            // In a cluster it is the manifests that say.
+            None if system_domain == LOCALHOST || flags.kubernetes.is_wanted() => None,
+            given => Some(address("listen_tls", given.map(str::to_owned), LISTEN_TLS, &mut problems)),
+        };
         let registry_listen =
             address("registry_listen", flags.registry_listen.or(file.registry_listen), REGISTRY, &mut problems);
         let mirrors = Mirrors {
@@ -145,6 +159,7 @@ impl Config {
         };
         let build_ca = flags.build_ca_file.or(file.build_ca_file);
         let s3 = flags.s3.or(file.s3).settings(&mut problems);
+        let acme = flags.acme.settings(file.acme, &system_domain, &mut problems).filter(|_| listen_tls.is_some());
         let log =
             Log { filter: flags.log.or(file.log), format: flags.log_format.or(file.log_format).unwrap_or_default() };
         let checks = [
@@ -172,6 +187,7 @@ impl Config {
             mirrors,
             build_ca: build_ca.or_else(host_bundle),
             s3,
+            acme,
             sources: file.sources,
             builds: file.builds,
             instances: file.instances,
@@ -275,7 +291,7 @@ impl Flags {
             ("--log", text(&self.log)),
             ("--log-format", format.map(|format| format.get_name().into())),
         ];
-        let all = all.into_iter().chain(self.s3.to_args()).chain(self.kubernetes.to_args());
+        let all = all.into_iter().chain(self.s3.to_args()).chain(self.acme.to_args()).chain(self.kubernetes.to_args());
         all.filter_map(|(flag, value)| value.map(|value| [flag.into(), value])).flatten().collect()
     }
 }

@@ -66,6 +66,9 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let last = CancellationToken::new();
     listeners.spawn(serve_registry(registry, house.registry_router(), last.clone()));
     work.spawn(collect::run(house.garbage(), stop.clone()));
+    if let Some(keeper) = house.keeper.clone() {
+        work.spawn(keeper.run(house.apps.route_table().changes(), stop.clone()));
+    }
     if let Some(reports) = house.reports.clone() {
         work.spawn(reports.run(stop.clone()));
     }

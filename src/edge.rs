@@ -31,7 +31,10 @@ use tower::ServiceExt as _;
 
 pub use self::tls::Tls;
 use self::{proxy::Proxy, tls::Version};
-use crate::apps::{Lookup, RouteTable};
+use crate::{
+    acme::Challenges,
+    apps::{Lookup, RouteTable},
+};
 
 /// How many connections may be open, where the limit of open files allows it.
 const MAX_CONNECTIONS: u64 = 10_000;
@@ -50,6 +53,7 @@ pub struct Edge {
     proxy: Proxy,
     /// Where the same is served with TLS; there requests without it are sent.
     tls_port: Option<u16>,
+    challenges: Arc<Challenges>,
     /// What the API is about to answer.
     asked: TaskTracker,
 }
@@ -84,8 +88,14 @@ impl Scheme {
 }
 
 impl Edge {
-    pub fn new(routes: Arc<RouteTable>, api: Router, system_domain: String, tls_port: Option<u16>) -> Self {
-        Self { routes, api, system_domain, proxy: Proxy::default(), tls_port, asked: TaskTracker::new() }
+    pub fn new(
+        routes: Arc<RouteTable>,
+        api: Router,
+        system_domain: String,
+        tls_port: Option<u16>,
+        challenges: Arc<Challenges>,
+    ) -> Self {
+        Self { routes, api, system_domain, proxy: Proxy::default(), tls_port, challenges, asked: TaskTracker::new() }
     }
 
     /// Ends when the API has answered what it was asked; bodies and applications may take longer.
@@ -135,6 +145,9 @@ impl Edge {
     }
 
     async fn answer(&self, request: Request<Body>, client: Client) -> Response<Body> {
+        if let Some(text) = self.challenges.text(request.uri().path()) {
+            return Response::new(Body::from(text));
+        }
         let host = host_of(&request);
         if let Some(port) = self.tls_port.filter(|_| client.scheme == Scheme::Http && self.is_to_be_secure(&host)) {
             return pages::elsewhere(&request, &host, port);
@@ -200,7 +213,7 @@ impl Connection {
                     () = self.stop.cancelled() => return,
                     accepted = tokio::time::timeout(HEAD, tls.accept(stream)) => accepted,
                 };
-                let Ok(Ok((stream, version))) = accepted else { return };
+                let Ok(Ok(Some((stream, version)))) = accepted else { return };
                 let server = match version {
                     Version::Http1 => self.server.clone().http1_only(),
                     Version::Http2 => self.server.clone().http2_only(),
@@ -283,7 +296,7 @@ mod tests {
         stop: &CancellationToken,
     ) -> (DuplexStream, tokio::task::JoinHandle<()>) {
         let connection = Connection {
-            edge: Arc::new(Edge::new(Arc::default(), api, "localhost".to_owned(), None)),
+            edge: Arc::new(Edge::new(Arc::default(), api, "localhost".to_owned(), None, Arc::default())),
             server: server(),
             watcher: watched.watcher(),
             stop: stop.clone(),

@@ -146,6 +146,13 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// What is left of the life of a certificate when another one takes its place.
+    pub(super) fn grace() -> jiff::Span {
+        (LEAF_DAYS * 24 / 3).hours()
+    }
+}
+
 fn set_validity(params: &mut CertificateParams, days: i64) {
     let date = |days: i64| {
         let date = (Timestamp::now() + (days * 24).hours()).to_zoned(TimeZone::UTC).date();

@@ -4,16 +4,24 @@ use std::{
     collections::HashMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 
-use super::Authority;
+use super::{
+    Authority,
+    kept::{Issued, Kept, Trouble},
+    plan,
+};
 
 /// Whether something is served under a host: for nothing else a certificate is made.
 pub type HostCheck = Arc<dyn Fn(&str) -> bool + Send + Sync>;
@@ -24,22 +32,106 @@ pub struct Certificates {
     /// What a client gets that names no host: those who connect to an address.
     nameless: String,
     is_served: HostCheck,
+    known: ArcSwap<Known>,
+    /// Whether somebody asks for certificates of the public.
+    is_kept: AtomicBool,
+    /// Of our own authority.
     signed: Mutex<HashMap<String, (Arc<CertifiedKey>, Timestamp)>>,
+}
+
+/// What is known of names, which are hosts or `*.DOMAIN`.
+#[derive(Default)]
+struct Known {
+    public: HashMap<String, Public>,
+    trouble: HashMap<String, Trouble>,
+}
+
+/// Of an authority of the public.
+#[derive(Clone)]
+struct Public {
+    /// What it was made of: what has not changed is not read again.
+    issued: Issued,
+    key: Arc<CertifiedKey>,
+}
+
+/// What a client gets for a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The URL of the directory that it is of; none is our own authority.
+    pub directory: Option<String>,
+    pub expires: Timestamp,
+    pub renewal: Timestamp,
+    /// Why there is none of the public, or no new one, and when it is tried again.
+    pub trouble: Option<(String, Timestamp)>,
 }
 
 impl Certificates {
     /// `api` is the host of the API.
     pub fn new(authority: Authority, api: String, is_served: HostCheck) -> Arc<Self> {
-        Arc::new(Self { authority, nameless: api, is_served, signed: Mutex::default() })
+        Arc::new(Self { authority, nameless: api, is_served, known: ArcSwap::default(), is_kept: AtomicBool::new(false), signed: Mutex::default() })
     }
 
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
 
+    /// The host of the API, whose certificate whoever gets that names none.
+    pub fn api_host(&self) -> &str {
+        &self.nameless
+    }
+
+    /// Whether a certificate of the public is wanted for a host.
+    pub fn is_sought(&self, host: &str) -> bool {
+        self.is_kept.load(Ordering::Relaxed) && plan::is_public(host)
+    }
+
+    /// From now on these are given to clients. What cannot be read is left out, and the log says so.
+    pub(super) fn serve(&self, kept: &[Kept]) {
+        self.is_kept.store(true, Ordering::Relaxed);
+        let before = self.known.load();
+        let mut new = Known::default();
+        for kept in kept {
+            for name in &kept.names {
+                if let Some(trouble) = &kept.trouble {
+                    new.trouble.insert(name.clone(), trouble.clone());
+                }
+                let Some(issued) = &kept.issued else { continue };
+                if new.public.get(name).is_some_and(|known| known.issued.not_after >= issued.not_after) {
+                    continue;
+                }
+                let known = before.public.get(name).filter(|known| known.issued == *issued);
+                match known.map_or_else(|| Public::read(issued), |known| Ok(known.clone())) {
+                    Ok(public) => drop(new.public.insert(name.clone(), public)),
+                    Err(error) => {
+                        tracing::error!(name, error = %crate::telemetry::chain(&error), "a certificate is left out");
+                    }
+                }
+            }
+        }
+        self.known.store(Arc::new(new));
+    }
+
+    /// What a client gets for a host; signs what has to be signed for that.
+    pub fn state(&self, host: &str) -> Option<State> {
+        let known = self.known.load();
+        let trouble = known.find(&known.trouble, host).map(|trouble| (trouble.cause.clone(), trouble.next));
+        if let Some(Public { issued, .. }) = known.find(&known.public, host) {
+            let (directory, expires, renewal) = (Some(issued.directory.clone()), issued.not_after, issued.renewal);
+            return Some(State { directory, expires, renewal, trouble });
+        }
+        self.find(Some(host))?;
+        let signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, renewal) = signed.get(host)?;
+        Some(State { directory: None, expires: *renewal + Authority::grace(), renewal: *renewal, trouble })
+    }
+
     /// The certificate for a host; none for one that nothing is served under.
     pub fn find(&self, host: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let host = host.map_or_else(|| self.nameless.clone(), str::to_ascii_lowercase);
+        let known = self.known.load();
+        if let Some(public) = known.find(&known.public, &host) {
+            return Some(Arc::clone(&public.key));
+        }
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((key, renewal)) = signed.get(&host)
             && Timestamp::now() < *renewal
@@ -62,6 +154,19 @@ impl Certificates {
                 None
             }
         }
+    }
+}
+
+impl Known {
+    /// By the host itself, or by all names that are where it is.
+    fn find<'a, T>(&self, of: &'a HashMap<String, T>, host: &str) -> Option<&'a T> {
+        of.get(host).or_else(|| of.get(&format!("*.{}", host.split_once('.')?.1)))
+    }
+}
+
+impl Public {
+    fn read(issued: &Issued) -> Result<Self, super::Error> {
+        Ok(Self { issued: issued.clone(), key: issued.certified()? })
     }
 }
 

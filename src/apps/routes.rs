@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::model::{ReleaseId, Route};
 
@@ -18,6 +18,7 @@ use crate::model::{ReleaseId, Route};
 #[derive(Default)]
 pub struct RouteTable {
     table: ArcSwap<Table>,
+    changed: watch::Sender<()>,
 }
 
 /// Routes by host.
@@ -67,7 +68,24 @@ impl RouteTable {
         for routes in table.values_mut() {
             routes.sort_by_key(|(route, _)| std::cmp::Reverse(route.path().len()));
         }
-        self.table.store(Arc::new(table));
+        let before = self.table.swap(Arc::new(table));
+        if before.len() != self.table.load().len() || !before.keys().all(|host| self.has_host(host)) {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Tells when there are other hosts.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    pub fn hosts(&self) -> Vec<String> {
+        self.table.load().keys().cloned().collect()
+    }
+
+    /// Every route, with where its requests go.
+    pub fn all(&self) -> Vec<(Route, Arc<Target>)> {
+        self.table.load().values().flatten().cloned().collect()
     }
 
     pub fn has_host(&self, host: &str) -> bool {

@@ -11,7 +11,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::{Builds, S3Flags};
+use super::{Builds, S3Flags, acme::{self, AcmeFile}};
 use crate::{runtime::Limits, source, telemetry};
 
 const GIB: u64 = 1 << 30;
@@ -32,6 +32,8 @@ pub struct ConfigFile {
     pub debian_security_mirror: Option<String>,
     pub build_ca_file: Option<PathBuf>,
     pub s3: S3Flags,
+    /// `[acme]`: how public certificates are come by.
+    pub acme: AcmeFile,
     pub log: Option<String>,
     pub log_format: Option<telemetry::Format>,
     /// `[sources]`: `max_archive_bytes`, `max_unpacked_bytes`, `max_entries`.
@@ -45,7 +47,7 @@ pub struct ConfigFile {
 impl Default for ConfigFile {
     fn default() -> Self {
         let mut problems = Vec::new();
-        Self::of_table(Table::new(), &mut problems)
+        Self::of_table(Table::new(), Path::new(""), &mut problems)
     }
 }
 
@@ -53,10 +55,10 @@ impl ConfigFile {
     /// What is wrong with its keys and values is added to `problems`; only a file that is no TOML is an error.
     pub fn read(path: &Path, problems: &mut Vec<String>) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let file = Self::parse(&text, problems)
-            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?;
         // Whoever reads the file, wherever it is started.
         let folder = path.parent().unwrap_or(Path::new(""));
+        let file = Self::parse(&text, folder, problems)
+            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let from_here = |path: Option<PathBuf>| path.map(|path| folder.join(path));
         let s3 = S3Flags {
             s3_ca_file: from_here(file.s3.s3_ca_file),
@@ -66,13 +68,14 @@ impl ConfigFile {
         Ok(Self { data_dir: from_here(file.data_dir), build_ca_file: from_here(file.build_ca_file), s3, ..file })
     }
 
-    fn parse(text: &str, problems: &mut Vec<String>) -> Result<Self, toml::de::Error> {
-        Ok(Self::of_table(text.parse()?, problems))
+    fn parse(text: &str, folder: &Path, problems: &mut Vec<String>) -> Result<Self, toml::de::Error> {
+        Ok(Self::of_table(text.parse()?, folder, problems))
     }
 
-    fn of_table(table: Table, problems: &mut Vec<String>) -> Self {
+    fn of_table(table: Table, folder: &Path, problems: &mut Vec<String>) -> Self {
         let mut top = Section::new("", table, problems);
         let (sources, builds, instances) = (top.table("sources"), top.table("builds"), top.table("instances"));
+        let acme = top.table("acme");
         let file = Self {
             data_dir: top.take("data_dir"),
             listen: top.take("listen"),
@@ -89,6 +92,7 @@ impl ConfigFile {
                 s3_ca_file: top.take("s3_ca_file"),
                 s3_credentials_file: top.take("s3_credentials_file"),
             },
+            acme: AcmeFile::default(),
             log: top.take("log"),
             log_format: top.take("log_format"),
             sources: source::Limits::default(),
@@ -97,6 +101,7 @@ impl ConfigFile {
         };
         top.finish();
         Self {
+            acme: acme::read(acme, folder, problems),
             sources: read_sources(Section::new("sources.", sources, problems)),
             builds: read_builds(Section::new("builds.", builds, problems)),
             instances: read_instances(Section::new("instances.", instances, problems)),
@@ -161,7 +166,7 @@ fn read_limits(section: &mut Section<'_>, default: Limits) -> Limits {
 }
 
 /// One table of the file. What is left when all known keys were taken is not known.
-struct Section<'a> {
+pub(super) struct Section<'a> {
     /// Before the names of its keys in messages: empty, or `builds.`
     prefix: &'static str,
     table: Table,
@@ -170,18 +175,18 @@ struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    fn new(prefix: &'static str, table: Table, problems: &'a mut Vec<String>) -> Self {
+    pub fn new(prefix: &'static str, table: Table, problems: &'a mut Vec<String>) -> Self {
         Self { prefix, table, known: Vec::new(), problems }
     }
 
-    fn take<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
+    pub fn take<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
         self.known.push(key);
         let value = self.table.remove(key)?;
         let found = value.try_into();
         found.map_err(|error| self.wrong(key, error.message())).ok()
     }
 
-    fn at_least<T: DeserializeOwned + PartialOrd + Display>(&mut self, key: &'static str, least: T) -> Option<T> {
+    pub fn at_least<T: DeserializeOwned + PartialOrd + Display>(&mut self, key: &'static str, least: T) -> Option<T> {
         let value = self.take::<T>(key)?;
         if value < least {
             self.wrong(key, &format!("{value} is too small; at least {least} is needed"));
@@ -190,7 +195,7 @@ impl<'a> Section<'a> {
         Some(value)
     }
 
-    fn table(&mut self, key: &'static str) -> Table {
+    pub fn table(&mut self, key: &'static str) -> Table {
         self.known.push(key);
         match self.table.remove(key) {
             None => Table::new(),
@@ -202,11 +207,11 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn wrong(&mut self, key: &str, what: &str) {
+    pub fn wrong(&mut self, key: &str, what: &str) {
         self.problems.push(format!("{}{key}: {what}", self.prefix));
     }
 
-    fn finish(self) {
+    pub fn finish(self) {
         for key in self.table.keys() {
             self.problems.push(format!("{}{key} is not known; there are {}", self.prefix, self.known.join(", ")));
         }
@@ -240,7 +245,7 @@ mod tests {
 
     fn parse(text: &str) -> (ConfigFile, Vec<String>) {
         let mut problems = Vec::new();
-        (ConfigFile::parse(text, &mut problems).unwrap(), problems)
+        (ConfigFile::parse(text, Path::new(""), &mut problems).unwrap(), problems)
     }
 
     #[test]

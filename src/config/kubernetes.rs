@@ -46,6 +46,11 @@ const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/names
 const NAMESPACE: &str = "epiniod";
 
 impl KubernetesFlags {
+    /// Whether anything runs in a cluster.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.kubeconfig.is_some() || self.in_cluster
+    }
+
     pub(super) fn settle(self, registry: SocketAddr, problems: &mut Vec<String>) -> Option<Kubernetes> {
         if self.kubeconfig.is_none() && !self.in_cluster {
             return None;

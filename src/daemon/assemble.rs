@@ -22,7 +22,7 @@ use super::{
     report::Reports,
 };
 use crate::{
-    acme::{Authority, Certificates},
+    acme::{Authority, Certificates, Challenges, Keeper},
     api::{self, Urls},
     apps::{self, Apps},
     auth::Auth,
@@ -47,6 +47,8 @@ pub(super) struct House {
     pub edge: Arc<Edge>,
     /// For the listener with TLS, where there is one.
     pub tls: Option<Tls>,
+    /// Who gets public certificates, where there are some.
+    pub keeper: Option<Arc<Keeper>>,
     /// What the cluster's users see of applications.
     pub reports: Option<Reports>,
     registry: Registry,
@@ -112,6 +114,10 @@ impl House {
             ..apps::Settings::default()
         };
         let apps = Apps::new(objects.clone(), Arc::clone(&runtime), app_settings);
+        let certificates = match tls {
+            Some(_) => Some(certificates(config, &objects, &apps).await?),
+            None => None,
+        };
         let state = api::ApiState {
             apps: Arc::clone(&apps),
             stagings: Arc::clone(&stagings),
@@ -119,21 +125,24 @@ impl House {
             auth: Arc::clone(&auth),
             runtime: Arc::clone(&runtime),
             urls: urls(config, api, tls),
+            certificates: certificates.clone(),
             pushes: TaskTracker::new(),
-        };
-        let certificates = match tls {
-            Some(_) => Some(certificates(config, &objects, &apps).await?),
-            None => None,
         };
         let open = certificates.as_deref().map_or_else(Router::new, authority_routes);
         let router = api::router(state.clone(), control_routes(control)).merge(open);
         let tls_port = tls.map(|tls| tls.port());
-        let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone(), tls_port));
-        let tls = certificates.map(|certificates| Tls::new(certificates));
+        let (routes, challenges) = (apps.route_table(), Arc::new(Challenges::default()));
+        let domain = config.system_domain.clone();
+        let edge = Arc::new(Edge::new(routes, router, domain, tls_port, Arc::clone(&challenges)));
+        let keeper = match &certificates {
+            Some(certificates) => keeper(config, &objects, &apps, certificates, &challenges).await?,
+            None => None,
+        };
+        let tls = certificates.map(|certificates| Tls::new(certificates, challenges));
         let garbage =
             Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, builders, sources });
         let reports = reports.map(|store| Reports::new(store, Arc::clone(&apps)));
-        Ok(Self { apps, stagings, edge, tls, reports, registry, auth, api: state, garbage })
+        Ok(Self { apps, stagings, edge, tls, keeper, reports, registry, auth, api: state, garbage })
     }
 
     /// Takes up what a daemon before left, and makes what has to be there.
@@ -210,6 +219,25 @@ async fn certificates(config: &Config, objects: &Objects, apps: &Apps) -> Result
     let own = api.clone();
     let is_served = move |host: &str| host == own || host == "localhost" || routes.has_host(host);
     Ok(Certificates::new(authority, api, Arc::new(is_served)))
+}
+
+/// Who gets certificates of the public, for the API and for the routes of applications.
+async fn keeper(
+    config: &Config,
+    objects: &Objects,
+    apps: &Apps,
+    certificates: &Arc<Certificates>,
+    challenges: &Arc<Challenges>,
+) -> Result<Option<Arc<Keeper>>, Error> {
+    let Some(settings) = config.acme.clone() else { return Ok(None) };
+    let (api, routes) = (format!("epinio.{}", config.system_domain), apps.route_table());
+    let hosts = move || routes.hosts().into_iter().chain([api.clone()]).collect();
+    let urls: Vec<_> = settings.directories.iter().map(|directory| directory.url.as_str()).collect();
+    tracing::info!(directories = urls.join(", "), "certificates are asked of authorities of the public");
+    let (certificates, challenges) = (Arc::clone(certificates), Arc::clone(challenges));
+    let domain = config.system_domain.clone();
+    let keeper = Keeper::open(objects.clone(), settings, domain, Arc::new(hosts), certificates, challenges).await?;
+    Ok(Some(keeper))
 }
 
 /// Whoever is to trust the authority gets its certificate without a credential.

@@ -39,10 +39,12 @@ pub enum Kind {
     Repository,
     /// An assembled base image and its lock.
     Base,
+    /// A certificate of the edge with its key, or what hinders one.
+    Certificate,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Namespace,
         Self::App,
         Self::Staging,
@@ -52,6 +54,7 @@ impl Kind {
         Self::Secret,
         Self::Repository,
         Self::Base,
+        Self::Certificate,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -65,6 +68,7 @@ impl Kind {
             Self::Secret => "secret",
             Self::Repository => "repository",
             Self::Base => "base",
+            Self::Certificate => "certificate",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What epiniod does, seen from outside: one module per behaviour.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod acme;
 mod api;
 mod applications;
 mod architecture;

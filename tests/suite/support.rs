@@ -14,6 +14,7 @@ pub mod cluster;
 mod daemon;
 mod driven;
 mod http;
+mod internet;
 mod random;
 
 pub use bucket::{ACCESS, Bucket, Proxy, SECRET, files, keys, open};
@@ -21,6 +22,7 @@ pub use cluster::cluster;
 pub use daemon::{Daemon, Packages, RunBy, Surroundings, free_port, send, write};
 pub use driven::{Driven, Pushing, Turn, driven, sources};
 pub use http::{Response, get, request};
+pub use internet::{DIRECTORY, Internet, Manner};
 pub use random::SplitMix;
 
 /// Waits for something that has to become true.
@@ -49,6 +51,18 @@ pub fn has_skopeo() -> bool {
         not_run("images as skopeo sees them: it is not installed");
     }
     there
+}
+
+/// Programs in Go that `tests/cluster/build` makes, or why it cannot.
+pub fn programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/build");
+    let output = Command::new(script).args(names).stderr(Stdio::inherit()).output().expect("a script");
+    let paths: Vec<PathBuf> = String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect();
+    if output.status.success() {
+        return Ok(paths.try_into().expect("a path for each"));
+    }
+    assert!(output.status.code() == Some(cluster::CANNOT_RUN), "{names:?} could not be built (see above)");
+    Err(format!("{names:?} cannot be built here (see above)"))
 }
 
 /// A sample application.

@@ -25,7 +25,7 @@ use kube::{
 use serde_json::json;
 
 /// What the scripts of `tests/cluster` end with where the machine is not able to run a cluster.
-const CANNOT_RUN: i32 = 3;
+pub(super) const CANNOT_RUN: i32 = 3;
 const POD_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Who made a cluster.

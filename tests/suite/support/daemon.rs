@@ -44,6 +44,8 @@ pub enum RunBy {
 #[derive(Default)]
 pub struct Surroundings {
     pub environment: Vec<(&'static str, String)>,
+    /// Of the API and of applications; else any that is free.
+    pub port: Option<u16>,
     /// Octal, as the shell has it.
     pub umask: Option<&'static str>,
 }
@@ -96,8 +98,8 @@ impl Daemon {
         let mut daemon = Self {
             program: program(&dir, run_by),
             run_by,
+            port: surroundings.port.unwrap_or_else(free_port),
             surroundings,
-            port: free_port(),
             registry_port: free_port(),
             password: "the-password-of-tests".to_owned(),
             child: None,

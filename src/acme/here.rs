@@ -1,0 +1,57 @@
+//! Whether a host leads to this edge. An authority counts what fails against us; what cannot succeed is not asked for.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use super::{Challenges, challenges::Given};
+
+/// For an answer of DNS, and of whoever serves the host.
+const DEADLINE: Duration = Duration::from_secs(5);
+const HTTP: u16 = 80;
+
+/// Why it does not lead here. Where that cannot be said it may: from inside of a network its own address often does
+/// not answer.
+pub(super) async fn check(host: &str, challenges: &Arc<Challenges>) -> Result<(), String> {
+    let addresses = resolve(host).await?;
+    let token = random();
+    let given = challenges.give_text(&token, token.clone());
+    let url = format!("http://{host}{}", Given::path_of(&token));
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(DEADLINE)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| error.to_string())?;
+    let answer = match client.get(url).send().await {
+        Ok(answer) => answer.text().await.unwrap_or_default(),
+        Err(error) => {
+            tracing::debug!(host, error = %crate::telemetry::chain(&error), "the host does not answer from here");
+            return Ok(());
+        }
+    };
+    drop(given);
+    if answer == token {
+        return Ok(());
+    }
+    let list = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+    Err(format!("{host} leads to {list}, where another server answers; let its DNS record lead to this machine"))
+}
+
+async fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
+    let found = tokio::time::timeout(DEADLINE, tokio::net::lookup_host((host, HTTP))).await;
+    let addresses: Vec<IpAddr> = match found {
+        Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
+        Ok(Err(_)) => Vec::new(),
+        Err(_) => return Err(format!("DNS does not answer for {host} within {} s", DEADLINE.as_secs())),
+    };
+    if addresses.is_empty() {
+        return Err(format!("{host} is not in DNS; make an A or AAAA record for it that leads to this machine"));
+    }
+    Ok(addresses)
+}
+
+fn random() -> String {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,100 @@
+//! What goes wrong between a daemon and an authority, and what users are told of it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::Site;
+use crate::support::{Internet, Manner, wait_until};
+
+#[test]
+fn an_authority_that_has_forgotten_the_account_gets_another_one() {
+    let Some(internet) = Internet::enter("an account that is gone", Manner::default()) else { return };
+    let mut site = Site::start(internet, &[]);
+    site.wait_until_trusted("epinio.paas.test");
+    // It keeps nothing: with a new root its certificates are others.
+    site.internet.restart_authority(Manner::default());
+    site.trusted = site.internet.trusted();
+    site.create("shop", &[]);
+    site.wait_until_trusted("shop.paas.test");
+}
+
+#[test]
+fn an_authority_that_is_away_is_asked_again_and_users_are_told_meanwhile() {
+    let Some(mut internet) = Internet::enter("an authority that is away", Manner::default()) else { return };
+    let trusted = internet.trusted();
+    internet.stop_authority();
+    let daemon = crate::support::Daemon::start_in(
+        internet.surroundings(&[]),
+        crate::support::Packages::Shared,
+        crate::support::RunBy::Caller,
+    );
+    let mut site = Site { daemon, internet, trusted };
+    let host = "epinio.paas.test";
+    wait_until("users are told", super::SOON, || site.message(host).contains("127.0.0.1:14000"));
+    let said = site.certificate(host);
+    assert_eq!((&said["issuer"], &said["state"]), (&json!("private"), &json!("failing")), "{said}");
+    site.internet.start_authority();
+    site.trusted = site.internet.trusted();
+    site.wait_until_trusted(host);
+}
+
+#[test]
+fn an_account_is_bound_to_another_one_where_the_authority_wants_it() {
+    let binding = Some(("kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"));
+    let manner = Manner { binding, ..Manner::default() };
+    let Some(internet) = Internet::enter("external account binding", manner) else { return };
+    let (config, key) = (internet.dir().join("epiniod.toml"), internet.dir().join("eab"));
+    std::fs::write(&config, "[acme]\nprofile = 'none such'\n").expect("a file");
+    let mut site = Site::start(internet, &[("EPINIOD_CONFIG", config.to_str().expect("a path"))]);
+    let host = "epinio.paas.test";
+    wait_until("users are told what is missing", super::SOON, || site.message(host).contains("xternal account"));
+    site.daemon.kill();
+    let bound = "[acme]\nprofile = 'none such'\neab_key_id = 'kid-1'\neab_key_file = 'eab'\n";
+    std::fs::write(&config, bound).expect("a file");
+    std::fs::write(&key, "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W\n").expect("a file");
+    site.daemon.resume();
+    site.create("shop", &[]);
+    wait_until("users are told of the profile", super::SOON, || {
+        let message = site.message("shop.paas.test");
+        message.contains("'none such'") && message.contains("shortlived")
+    });
+    std::fs::write(&config, bound.replace("profile = 'none such'\n", "")).expect("a file");
+    site.daemon.kill();
+    site.daemon.resume();
+    site.create("docs", &[]);
+    site.wait_until_trusted("docs.paas.test");
+}
+
+#[test]
+fn a_host_that_leads_elsewhere_or_nowhere_is_not_asked_for() {
+    let Some(internet) = Internet::enter("hosts that lead elsewhere", Manner::default()) else { return };
+    // Somebody else's server.
+    let other = TcpListener::bind("127.0.0.3:80").expect("an address of loopback");
+    std::thread::spawn(move || {
+        for mut stream in other.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nother");
+        }
+    });
+    assert!(internet.names_are("add-a", &json!({"host": "away.example.test.", "addresses": ["127.0.0.3"]})));
+    assert!(internet.names_are("set-servfail", &json!({"host": "gone.example.test."})));
+    let site = Site::start(internet, &[]);
+    site.wait_until_trusted("epinio.paas.test");
+    let orders = site.internet.said("Added order");
+    site.create("away", &["away.example.test"]);
+    site.create("gone", &["gone.example.test"]);
+    wait_until("users are told where it leads", super::SOON, || {
+        site.message("away.example.test").contains("leads to 127.0.0.3, where another server answers")
+    });
+    wait_until("users are told that it leads nowhere", super::SOON, || {
+        site.message("gone.example.test").contains("is not in DNS")
+    });
+    assert!(orders > 0 && site.internet.said("Added order") == orders, "nothing was ordered for them");
+    assert!(site.internet.names_are("clear-servfail", &json!({"host": "gone.example.test."})));
+    wait_until("it has its certificate when it leads here", Duration::from_secs(40), || site.is_trusted("gone.example.test"));
+}
