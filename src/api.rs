@@ -42,7 +42,10 @@ use axum::{
 
 use tokio_util::task::TaskTracker;
 
-use crate::{acme::Certificates, apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources, staging::Stagings};
+use crate::{
+    acme::Certificates, apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources,
+    staging::Stagings,
+};
 
 pub use error::ApiError;
 pub use push::{STOPPED, resume_pushes};

@@ -26,7 +26,7 @@
 //! | [`staging`] | the queue and the journalled state machine from source to image |
 //! | [`apps`] | releases, health gate, scale, environment, the route table |
 //! | [`source`] | archives that users hand in: received, checked, unpacked, packed |
-//! | [`acme`] | certificates of the edge, signed by an authority of our own |
+//! | [`acme`] | certificates of the edge: of authorities of the public, else of our own |
 //! | [`lifecycle`] | the platform side of Cloud Native Buildpacks |
 //! | [`buildpacks`] | the embedded buildpacks, written with libcnb |
 //! | [`base`] | base images from Debian packages |
@@ -68,6 +68,17 @@
 //!    the fewest requests in flight, and counts the request until its body (or websocket) has ended.
 //! 3. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
 //!    another. Where nothing serves, a plain page says why.
+//!
+//! # A certificate
+//!
+//! 1. A host comes into the route table, and [`acme`] hears of it. What is wanted, what is kept and the time make a plan; nothing
+//!    else is remembered, so a daemon that was away for long does what is due when it starts.
+//! 2. A host that does not lead here is not ordered: an authority counts what fails. For the others an order is made, and
+//!    kept with its key before anything is done for it; whoever starts again goes on with the order.
+//! 3. The edge answers what the authority looks at, by a path on the port without TLS or in a handshake. For all names below
+//!    the system domain a record is put into DNS instead, where there is a way to.
+//! 4. The certificate is in the next handshake; connections that are open keep theirs. Failures are kept with their cause and
+//!    the time of the next attempt; an authority that wants no more for now is left alone until then, and another is asked.
 //!
 //! # In a cluster
 //!

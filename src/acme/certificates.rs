@@ -68,7 +68,14 @@ pub struct State {
 impl Certificates {
     /// `api` is the host of the API.
     pub fn new(authority: Authority, api: String, is_served: HostCheck) -> Arc<Self> {
-        Arc::new(Self { authority, nameless: api, is_served, known: ArcSwap::default(), is_kept: AtomicBool::new(false), signed: Mutex::default() })
+        Arc::new(Self {
+            authority,
+            nameless: api,
+            is_served,
+            known: ArcSwap::default(),
+            is_kept: AtomicBool::new(false),
+            signed: Mutex::default(),
+        })
     }
 
     pub fn authority(&self) -> &Authority {

@@ -18,7 +18,7 @@ pub use self::update::{Algorithm, UpdateKey};
 use super::failure::Failure;
 
 /// How records get into a domain, and who is asked whether they are there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub struct Settings {
     pub provider: Provider,
     /// Who is asked for the servers of the domain; none are those of this machine (`/etc/resolv.conf`).
@@ -28,7 +28,7 @@ pub struct Settings {
 }
 
 /// Who changes the domain.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub enum Provider {
     /// Its server takes updates (RFC 2136), signed with a key.
     Update { server: String, key: Option<UpdateKey> },

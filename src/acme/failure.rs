@@ -62,6 +62,7 @@ impl Failure {
         match kind.strip_prefix(PREFIX).unwrap_or(kind) {
             "rateLimited" => Self::Limited { cause, until: heard.retry_after() },
             "accountDoesNotExist" | "unauthorized" => Self::Account(cause),
+            "externalAccountRequired" => Self::Refused(format!("{cause}; set eab_key_id and eab_key_file in [acme]")),
             "serverInternal" | "badNonce" => Self::Away(cause),
             _ if problem.status.is_some_and(|status| status >= 500) => Self::Away(cause),
             _ => Self::Refused(cause),
@@ -105,7 +106,8 @@ mod tests {
 
     #[test]
     fn a_problem_says_who_has_to_do_something() {
-        let kind = |kind: &str| of(serde_json::json!({"type": format!("{PREFIX}{kind}"), "detail": "why", "status": 403}));
+        let kind =
+            |kind: &str| of(serde_json::json!({"type": format!("{PREFIX}{kind}"), "detail": "why", "status": 403}));
         assert!(matches!(kind("rateLimited"), Failure::Limited { until: None, .. }));
         assert!(matches!(kind("unauthorized"), Failure::Account(_)));
         assert!(matches!(kind("badCSR"), Failure::Refused(cause) if cause == "why"));

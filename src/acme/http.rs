@@ -108,12 +108,8 @@ async fn exchange(
 ) -> Result<BytesResponse, Box<dyn std::error::Error + Send + Sync>> {
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await;
-    let mut answer = client
-        .request(head.method, head.uri.to_string())
-        .headers(head.headers)
-        .body(body.to_bytes())
-        .send()
-        .await?;
+    let mut answer =
+        client.request(head.method, head.uri.to_string()).headers(head.headers).body(body.to_bytes()).send().await?;
     heard.hear(&answer);
     let mut response = http::Response::builder().status(answer.status());
     if let Some(headers) = response.headers_mut() {

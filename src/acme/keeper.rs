@@ -68,9 +68,11 @@ impl Keeper {
         challenges: Arc<Challenges>,
     ) -> Result<Arc<Self>, Error> {
         let mut kept = objects.list::<Kept>(None).await?;
-        // Much may have happened meanwhile.
-        for issued in kept.iter_mut().filter_map(|kept| kept.value.issued.as_mut()) {
-            issued.look = Timestamp::now();
+        // Much may have happened meanwhile, and somebody may have mended something.
+        let (now, under) = (Timestamp::now(), settings.fingerprint());
+        for kept in kept.iter_mut().map(|kept| &mut kept.value) {
+            kept.issued.iter_mut().for_each(|issued| issued.look = now);
+            kept.trouble.iter_mut().filter(|trouble| trouble.under != under).for_each(|trouble| trouble.next = now);
         }
         let keeper = Self {
             objects,
@@ -177,8 +179,8 @@ impl Keeper {
         let attempts = kept.value.trouble.as_ref().map_or(0, |trouble| trouble.attempts);
         // What did not do may do another way; at first at once, as a port may be closed for good.
         let way = if attempts % 2 == 0 { Way::Http } else { Way::Tls };
-        let issued = match self.from_any(&mut kept, way).await {
-            Err(Failure::Names(_)) if attempts == 0 => self.from_any(&mut kept, Way::Tls).await?,
+        let issued = match self.ask_each(&mut kept, way).await {
+            Err(Failure::Names(_)) if attempts == 0 => self.ask_each(&mut kept, Way::Tls).await?,
             outcome => outcome?,
         };
         kept.value.issued = Some(issued.clone());
@@ -209,12 +211,12 @@ impl Keeper {
     }
 
     /// Asks one authority after the other, until one says what is for all of them.
-    async fn from_any(&self, kept: &mut Stored<Kept>, way: Way) -> Result<Issued, Failure> {
+    async fn ask_each(&self, kept: &mut Stored<Kept>, way: Way) -> Result<Issued, Failure> {
         let open: Vec<&Directory> = self.open_directories();
         let mut said = Vec::new();
         let mut until = None;
         for directory in open {
-            let failure = match self.from_one(directory, kept, way).await {
+            let failure = match self.ask_one(directory, kept, way).await {
                 Ok(issued) => return Ok(issued),
                 Err(failure) => failure,
             };
@@ -244,7 +246,7 @@ impl Keeper {
         if open.is_empty() { all.iter().collect() } else { open }
     }
 
-    async fn from_one(&self, directory: &Directory, kept: &mut Stored<Kept>, way: Way) -> Result<Issued, Failure> {
+    async fn ask_one(&self, directory: &Directory, kept: &mut Stored<Kept>, way: Way) -> Result<Issued, Failure> {
         let mut again = true;
         loop {
             let client = self.client(directory).await?;
@@ -306,39 +308,38 @@ impl Keeper {
     /// Writes down why there is none, and when it is tried again.
     async fn trouble(&self, names: Vec<String>, cause: &str, pauses: &[i64], until: Option<Timestamp>) {
         let listed = names.join(", ");
-        let kept = match self.record(&names).await {
-            Ok(kept) => kept,
-            Err(error) => {
-                tracing::error!(names = listed, error = %crate::telemetry::chain(&error), "nothing can be kept of certificates");
-                self.put(Stored { uid: String::new(), version: 0, value: with_trouble(Kept::new(names), cause, pauses, until) });
-                return;
-            }
-        };
-        let mut kept = Stored { value: with_trouble(kept.value.clone(), cause, pauses, until), ..kept };
-        let next = kept.value.trouble.as_ref().map(|trouble| trouble.next);
+        let kept = self.record(&names).await;
+        let mut kept = kept.unwrap_or_else(|_| Stored { uid: String::new(), version: 0, value: Kept::new(names) });
+        let attempts = kept.value.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
+        let next = next_attempt(attempts, pauses, until);
+        let (cause, under) = (cause.to_owned(), self.settings.fingerprint());
+        tracing::warn!(names = listed, cause, %next, "there is no certificate");
+        kept.value.trouble = Some(Trouble { cause, attempts, next, under });
         match self.objects.update(&kept).await {
-            Ok(saved) => kept = saved,
+            Ok(saved) => self.put(saved),
             Err(error) => {
-                tracing::error!(names = listed, error = %crate::telemetry::chain(&error), "nothing can be kept of certificates");
+                tracing::error!(error = %crate::telemetry::chain(&error), "nothing can be kept of certificates");
+                self.put(kept);
             }
         }
-        self.put(kept);
-        let next = next.map(|next| next.to_string()).unwrap_or_default();
-        tracing::warn!(names = listed, cause, next, "there is no certificate");
+        self.serve();
     }
 
     /// Deletes what nobody needs.
     async fn clear(&self) {
         let (wanted, all, now) = (self.wanted(), self.values(), Timestamp::now());
         for (index, kept) in all.iter().enumerate() {
-            let others: Vec<_> = all.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, kept)| kept.clone()).collect();
+            let others: Vec<_> =
+                all.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, kept)| kept.clone()).collect();
             if kept.pending.is_none() && plan::is_over(kept, &wanted, &others, now) {
                 match self.objects.delete(&key_of(&kept.names)).await {
                     Ok(()) | Err(store::Error::NotFound(_)) => {
                         let mut known = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
                         known.retain(|known| known.value.names != kept.names);
                     }
-                    Err(error) => tracing::warn!(error = %crate::telemetry::chain(&error), "a certificate cannot be deleted"),
+                    Err(error) => {
+                        tracing::warn!(error = %crate::telemetry::chain(&error), "a certificate cannot be deleted")
+                    }
                 }
             }
         }
@@ -351,7 +352,9 @@ impl Keeper {
         let all = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for mut kept in all {
             let Some(issued) = kept.value.issued.as_mut().filter(|issued| issued.look <= now) else { continue };
-            let Some(directory) = self.settings.directories.iter().find(|known| known.url == issued.directory) else { continue };
+            let Some(directory) = self.settings.directories.iter().find(|known| known.url == issued.directory) else {
+                continue;
+            };
             let (Some(identifier), Ok(client)) = (issued.identifier(), self.client(directory).await) else { continue };
             let pause = match client.account.renewal_info(&identifier).await {
                 Ok((info, pause)) => {
@@ -371,7 +374,9 @@ impl Keeper {
             issued.look = now + SignedDuration::from_secs(pause.clamp(*LOOKS.start(), *LOOKS.end()));
             match self.objects.update(&kept).await {
                 Ok(saved) => self.put(saved),
-                Err(error) => tracing::warn!(error = %crate::telemetry::chain(&error), "nothing can be kept of certificates"),
+                Err(error) => {
+                    tracing::warn!(error = %crate::telemetry::chain(&error), "nothing can be kept of certificates")
+                }
             }
         }
     }
@@ -382,15 +387,15 @@ impl Keeper {
     }
 }
 
-fn with_trouble(mut kept: Kept, cause: &str, pauses: &[i64], until: Option<Timestamp>) -> Kept {
-    let attempts = kept.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
+/// Where an authority says when, that holds.
+fn next_attempt(attempts: u32, pauses: &[i64], until: Option<Timestamp>) -> Timestamp {
+    if let Some(until) = until.filter(|until| Timestamp::now() < *until) {
+        return until + SignedDuration::from_millis((fraction() * 1000.0) as i64);
+    }
     let index = usize::try_from(attempts - 1).unwrap_or(usize::MAX).min(pauses.len() - 1);
     // Up to a quarter more, so that those who failed together do not come back together.
     let pause = (pauses[index] as f64 * (1.0 + fraction() / 4.0) * 1000.0) as i64;
-    let own = Timestamp::now() + SignedDuration::from_millis(pause);
-    let next = until.map_or(own, |until| until.max(own));
-    kept.trouble = Some(Trouble { cause: cause.to_owned(), attempts, next });
-    kept
+    Timestamp::now() + SignedDuration::from_millis(pause)
 }
 
 /// From 0 to 1, by chance.

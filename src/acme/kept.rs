@@ -64,6 +64,8 @@ pub(super) struct Trouble {
     pub attempts: u32,
     /// Not before this it is tried again.
     pub next: Timestamp,
+    /// The fingerprint of the settings that it failed under.
+    pub under: u64,
 }
 
 impl Resource for Kept {
@@ -93,7 +95,8 @@ impl Kept {
 impl Issued {
     /// Of a chain that an authority gave; it is checked that it is one for the key and the names.
     pub fn read(chain: String, key: String, directory: &str, names: &[String], jitter: f64) -> Result<Self, Error> {
-        let wrong = |cause: String| Error::Key { doing: format!("taking the certificate for {}", names.join(", ")), cause };
+        let wrong =
+            |cause: String| Error::Key { doing: format!("taking the certificate for {}", names.join(", ")), cause };
         let first = CertificateDer::from_pem_slice(chain.as_bytes()).map_err(|error| wrong(error.to_string()))?;
         let (_, parsed) = parse_x509_certificate(&first).map_err(|error| wrong(error.to_string()))?;
         let time = |second| Timestamp::from_second(second).map_err(|error| wrong(error.to_string()));
@@ -101,9 +104,7 @@ impl Issued {
         let not_after = time(parsed.validity().not_after.timestamp())?;
         let alternatives = parsed.subject_alternative_name().ok().flatten();
         let has = |name: &String| {
-            let is_it = |general: &x509_parser::extensions::GeneralName<'_>| {
-                matches!(general, x509_parser::extensions::GeneralName::DNSName(dns) if dns.eq_ignore_ascii_case(name))
-            };
+            let is_it = |general: &x509_parser::extensions::GeneralName<'_>| matches!(general, x509_parser::extensions::GeneralName::DNSName(dns) if dns.eq_ignore_ascii_case(name));
             alternatives.as_ref().is_some_and(|found| found.value.general_names.iter().any(is_it))
         };
         if let Some(missing) = names.iter().find(|name| !has(name)) {

@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use instant_acme::{
-    AuthorizationStatus, ChallengeType, Identifier, NewOrder, Order, OrderStatus, RetryPolicy,
-};
+use instant_acme::{AuthorizationStatus, ChallengeType, Identifier, NewOrder, Order, OrderStatus, RetryPolicy};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
 use super::{
@@ -90,10 +88,11 @@ impl Ordering<'_> {
                         return Ok(Some(order));
                     }
                 }
-                Err(error) => match self.failure(error) {
-                    away @ (Failure::Away(_) | Failure::Limited { .. }) => return Err(away),
-                    _ => {}
-                },
+                Err(error) => {
+                    if let away @ (Failure::Away(_) | Failure::Limited { .. }) = self.failure(error) {
+                        return Err(away);
+                    }
+                }
             }
         }
         self.keep(kept, |kept| kept.pending = None).await?;
@@ -123,12 +122,8 @@ impl Ordering<'_> {
             None => self.client.account.new_order(&new()).await,
         };
         let order = made.map_err(|error| self.failure(error))?;
-        let pending = Pending {
-            order: order.url().to_owned(),
-            directory: self.directory.url.clone(),
-            key,
-            records: Vec::new(),
-        };
+        let pending =
+            Pending { order: order.url().to_owned(), directory: self.directory.url.clone(), key, records: Vec::new() };
         self.keep(kept, |kept| kept.pending = Some(pending.clone())).await?;
         Ok(order)
     }
@@ -196,7 +191,8 @@ impl Ordering<'_> {
         let Some(dns) = self.settings.dns.as_ref().filter(|_| !shown.records.is_empty()) else { return Ok(()) };
         // Whoever starts again takes them out.
         let records = shown.records.clone();
-        self.keep(kept, |kept| kept.pending.iter_mut().for_each(|pending| pending.records.clone_from(&records))).await?;
+        self.keep(kept, |kept| kept.pending.iter_mut().for_each(|pending| pending.records.clone_from(&records)))
+            .await?;
         for record in &records {
             dns.present(record).await?;
         }

@@ -121,7 +121,7 @@ mod tests {
 
     fn failed(names: &[&str], next: Option<Timestamp>) -> Kept {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        let trouble = next.map(|next| Trouble { cause: "why".to_owned(), attempts: 1, next });
+        let trouble = next.map(|next| Trouble { cause: "why".to_owned(), attempts: 1, next, under: 0 });
         Kept { trouble, ..Kept::new(names) }
     }
 

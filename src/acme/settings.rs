@@ -1,11 +1,15 @@
 //! How public certificates are come by.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher as _},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::dns;
 
 /// What is asked of whom.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub struct Settings {
     /// In the order in which they are asked: the next one only where one before cannot answer, or will not for now.
     pub directories: Vec<Directory>,
@@ -20,7 +24,7 @@ pub struct Settings {
 }
 
 /// An authority that speaks ACME (RFC 8555).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Directory {
     pub url: String,
     /// PEM: who signed the certificate of the authority's own server; none is whom this machine trusts.
@@ -29,11 +33,20 @@ pub struct Directory {
 }
 
 /// An account elsewhere that the one here belongs to (external account binding, RFC 8555, section 7.3.4).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Binding {
     pub key_id: String,
     /// Of HMAC, as it is after base64url.
     pub key: Vec<u8>,
+}
+
+impl Settings {
+    /// Differs where settings do: what failed under others is worth another try.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 impl std::fmt::Debug for Binding {

@@ -37,7 +37,8 @@ impl Apps {
         new.config.apply(&mut app);
         self.check(&app).await?;
         match self.objects.create(&app).await {
-            Ok(_) => Ok(app),
+            // Its routes are asked for from now on, and lead to a page that says why nothing answers.
+            Ok(_) => self.refresh().await.map(|()| app),
             Err(store::Error::Conflict(_)) => Err(Error::AppExists { namespace: app.namespace, name: app.name }),
             Err(error) => Err(error.into()),
         }

@@ -31,6 +31,11 @@ Settings file (TOML). Keys, with their defaults where they have one that is not 
   build_ca_file, s3_endpoint, s3_bucket, s3_region, s3_ca_file, s3_credentials_file,
   log, log_format                    as the flags; S3 keys are in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
                                      or in the file of credentials
+  [acme]                             directory, email, ca_file as the flags; profile, eab_key_id, eab_key_file
+  [[acme.fallback]]                  directory, ca_file, eab_key_id, eab_key_file
+  [acme.dns]                         program, resolvers, patience_seconds = 120
+  [acme.dns.update]                  server, key_name, key_file, algorithm = hmac-sha256
+  [acme.dns.webhook]                 url, token_file
   [sources]
   max_archive_bytes = 4294967296     of an upload
   max_unpacked_bytes = 8589934592    of its files

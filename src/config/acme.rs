@@ -1,6 +1,11 @@
 //! How public certificates are come by. Flags say what most need; the rest is in the table `[acme]` of the file.
 
-use std::{ffi::OsString, net::SocketAddr, path::{Path, PathBuf}, time::Duration};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD, prelude::BASE64_URL_SAFE_NO_PAD};
 use toml::Table;
@@ -78,8 +83,7 @@ impl AcmeFlags {
         }
         let first = Directory { url, ca_file: flags.acme_ca_file, binding: file.binding };
         let directories = std::iter::once(first).chain(file.fallbacks).collect();
-        let patience = Duration::from_secs(PATIENCE)
-            + file.dns.as_ref().map_or(Duration::ZERO, |dns| dns.patience);
+        let patience = Duration::from_secs(PATIENCE) + file.dns.as_ref().map_or(Duration::ZERO, |dns| dns.patience);
         Some(Settings { directories, email: flags.acme_email, profile: file.profile, dns: file.dns, patience })
     }
 }
@@ -168,7 +172,11 @@ fn read_update(table: Table, folder: &Path, problems: &mut Vec<String>) -> Optio
     let key = match (name, file) {
         (Some(name), Some(file)) => {
             let decode = |text: &str| BASE64_STANDARD.decode(text).ok();
-            secret(&mut section, "key_file", &folder.join(file), decode).map(|secret| dns::UpdateKey { name, algorithm, secret })
+            secret(&mut section, "key_file", &folder.join(file), decode).map(|secret| dns::UpdateKey {
+                name,
+                algorithm,
+                secret,
+            })
         }
         (None, None) => None,
         _ => {
@@ -187,7 +195,8 @@ fn read_webhook(table: Table, folder: &Path, problems: &mut Vec<String>) -> Opti
     let mut section = Section::new("acme.dns.webhook.", table, problems);
     let url: Option<String> = section.take("url");
     let file: Option<PathBuf> = section.take("token_file");
-    let token = file.and_then(|file| secret(&mut section, "token_file", &folder.join(file), |text| Some(text.to_owned())));
+    let token =
+        file.and_then(|file| secret(&mut section, "token_file", &folder.join(file), |text| Some(text.to_owned())));
     if url.is_none() {
         section.wrong("url", "it is missing");
     }

@@ -11,7 +11,10 @@ use std::{
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::{Builds, S3Flags, acme::{self, AcmeFile}};
+use super::{
+    Builds, S3Flags,
+    acme::{self, AcmeFile},
+};
 use crate::{runtime::Limits, source, telemetry};
 
 const GIB: u64 = 1 << 30;

@@ -2,6 +2,7 @@
 //! ports of the web.
 
 mod dns;
+mod proxy;
 mod trouble;
 
 use std::{path::PathBuf, process::Command, time::Duration};
@@ -59,7 +60,7 @@ impl Site {
     fn certificate(&self, host: &str) -> Value {
         let lines = self.lines();
         let line = lines.as_array().expect("lines").iter().find(|line| line["host"] == host);
-        line.unwrap_or_else(|| panic!("{host} is in {lines}"))["certificate"].clone()
+        line.map_or(Value::Null, |line| line["certificate"].clone())
     }
 
     fn message(&self, host: &str) -> String {
@@ -113,7 +114,7 @@ fn a_host_without_port_80_is_shown_to_be_here_by_tls() {
     let daemon = Daemon::start_in(surroundings, Packages::Shared, RunBy::Caller);
     let site = Site { daemon, internet, trusted };
     site.wait_until_trusted("epinio.paas.test");
-    assert!(site.internet.said("tls-alpn-01") > 0, "it was looked at by TLS");
+    request(&["--max-time", "5", "http://127.0.0.1:80/"]).expect_err("nobody listens there");
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn a_certificate_is_renewed_before_it_ends_and_after_a_daemon_was_away_for_long(
 #[test]
 fn an_authority_that_wants_a_certificate_to_be_renewed_sooner_is_heard() {
     let Some(internet) = Internet::enter("renewal information of an authority", Manner::default()) else { return };
-    let mut site = Site::start(internet, &[("EPINIOD_ACME_DIRECTORY", crate::support::DIRECTORY)]);
+    let mut site = Site::start(internet, &[]);
     let host = "epinio.paas.test";
     site.wait_until_trusted(host);
     let (serial, chain) = (site.serial(host), site.daemon.dir().join("chain.pem"));

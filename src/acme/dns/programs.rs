@@ -28,7 +28,8 @@ pub(super) async fn run(action: Action, record: &TextRecord, path: &Path) -> Res
 
 /// `{"action", "name", "value"}`, by POST; any answer of success will do.
 pub(super) async fn post(action: Action, record: &TextRecord, url: &str, token: Option<&str>) -> Result<(), String> {
-    let failed = |error: reqwest::Error| format!("the webhook {url} failed: {}", crate::telemetry::chain(&error.without_url()));
+    let failed =
+        |error: reqwest::Error| format!("the webhook {url} failed: {}", crate::telemetry::chain(&error.without_url()));
     let client = reqwest::Client::builder().timeout(DEADLINE).build().map_err(failed)?;
     let body = serde_json::json!({"action": action.as_str(), "name": record.name, "value": record.value});
     let mut request = client.post(url).json(&body);

@@ -13,14 +13,14 @@ use hickory_proto::{
 use super::{Action, Settings, TextRecord, message};
 
 /// A key of TSIG.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct UpdateKey {
     pub name: String,
     pub algorithm: Algorithm,
     pub secret: Vec<u8>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
     HmacSha256,
@@ -82,7 +82,9 @@ fn signer(key: &UpdateKey) -> Result<TSigner, String> {
 
 fn refused(server: &str, zone: &Name, code: ResponseCode, key: Option<&UpdateKey>) -> String {
     let hint = match (code, key) {
-        (ResponseCode::NotAuth, Some(key)) => format!("; does it know the key {}, and is the clock here right?", key.name),
+        (ResponseCode::NotAuth, Some(key)) => {
+            format!("; does it know the key {}, and is the clock here right?", key.name)
+        }
         (ResponseCode::Refused, None) => "; does it want updates to be signed with a key?".to_owned(),
         (ResponseCode::Refused, Some(key)) => format!("; may the key {} change the zone?", key.name),
         _ => String::new(),

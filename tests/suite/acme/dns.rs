@@ -34,7 +34,8 @@ curl -sSf --max-time 5 -d "{\"host\": \"$2.\", \"value\": \"$3\"}" "http://127.0
     });
     assert!(said.starts_with(&format!("present {record}")), "{said}");
     let expires = site.certificate("one.paas.test")["expires"].as_str().expect("a time").to_owned();
-    let days = expires.parse::<jiff::Timestamp>().expect("a time").duration_since(jiff::Timestamp::now()).as_hours() / 24;
+    let days =
+        expires.parse::<jiff::Timestamp>().expect("a time").duration_since(jiff::Timestamp::now()).as_hours() / 24;
     assert!((4..=6).contains(&days), "of the profile 'shortlived': {expires}");
 }
 
@@ -53,7 +54,8 @@ impl NameServer {
     fn start(internet: &Internet) -> Option<Self> {
         let folder = internet.dir().join("knot");
         std::fs::create_dir(&folder).expect("a folder");
-        let zone = "$ORIGIN paas.test.\n$TTL 60\n@ SOA ns admin 1 60 60 600 60\n@ NS ns\nns A 127.0.0.2\n* A 127.0.0.1\n";
+        let zone =
+            "$ORIGIN paas.test.\n$TTL 60\n@ SOA ns admin 1 60 60 600 60\n@ NS ns\nns A 127.0.0.2\n* A 127.0.0.1\n";
         std::fs::write(folder.join("paas.test.zone"), zone).expect("a file");
         let path = folder.display();
         let config = format!(
@@ -98,14 +100,14 @@ fn a_name_server_takes_the_record_as_an_update_that_is_signed() {
     std::fs::write(&key, "d3Jvbmc=").expect("a file");
     let mut site = Site::start(internet, &[("EPINIOD_CONFIG", config.to_str().expect("a path"))]);
     let host = "epinio.paas.test";
-    wait_until("the server has refused the key", super::SOON, || site.message(host).contains("does it know the key epiniod"));
+    wait_until("the server has refused the key", super::SOON, || {
+        site.message(host).contains("does it know the key epiniod")
+    });
     site.daemon.kill();
     std::fs::write(&key, SECRET).expect("a file");
     site.daemon.resume();
     site.wait_until_trusted(host);
-    let left = Command::new("sh")
-        .args(["-c", "kdig @127.0.0.2 +short TXT _acme-challenge.paas.test"])
-        .output()
-        .expect("kdig");
+    let left =
+        Command::new("sh").args(["-c", "kdig @127.0.0.2 +short TXT _acme-challenge.paas.test"]).output().expect("kdig");
     assert_eq!(String::from_utf8_lossy(&left.stdout).trim(), "", "the record is taken out again");
 }

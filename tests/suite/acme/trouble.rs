@@ -3,13 +3,16 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 
-use super::Site;
-use crate::support::{Internet, Manner, wait_until};
+use super::{
+    Site,
+    proxy::{CERTIFICATE, CHALLENGE, FINALIZE, ORDER, Proxy, Verdict},
+};
+use crate::support::{DIRECTORY, Internet, Manner, wait_until};
 
 #[test]
 fn an_authority_that_has_forgotten_the_account_gets_another_one() {
@@ -52,7 +55,9 @@ fn an_account_is_bound_to_another_one_where_the_authority_wants_it() {
     std::fs::write(&config, "[acme]\nprofile = 'none such'\n").expect("a file");
     let mut site = Site::start(internet, &[("EPINIOD_CONFIG", config.to_str().expect("a path"))]);
     let host = "epinio.paas.test";
-    wait_until("users are told what is missing", super::SOON, || site.message(host).contains("xternal account"));
+    wait_until("users are told what is missing", super::SOON, || {
+        site.message(host).contains("set eab_key_id and eab_key_file")
+    });
     site.daemon.kill();
     let bound = "[acme]\nprofile = 'none such'\neab_key_id = 'kid-1'\neab_key_file = 'eab'\n";
     std::fs::write(&config, bound).expect("a file");
@@ -96,5 +101,73 @@ fn a_host_that_leads_elsewhere_or_nowhere_is_not_asked_for() {
     });
     assert!(orders > 0 && site.internet.said("Added order") == orders, "nothing was ordered for them");
     assert!(site.internet.names_are("clear-servfail", &json!({"host": "gone.example.test."})));
-    wait_until("it has its certificate when it leads here", Duration::from_secs(40), || site.is_trusted("gone.example.test"));
+    wait_until("it has its certificate when it leads here", Duration::from_secs(40), || {
+        site.is_trusted("gone.example.test")
+    });
+}
+
+#[test]
+fn an_authority_that_wants_no_more_for_now_is_left_alone_for_as_long_as_it_says() {
+    let Some(internet) = Internet::enter("limits of an authority", Manner::default()) else { return };
+    let proxy = Proxy::start(&internet);
+    let site = Site::start(internet, &[("EPINIOD_ACME_DIRECTORY", &proxy.directory())]);
+    site.wait_until_trusted("epinio.paas.test");
+    let before = proxy.asked(ORDER);
+    proxy.behave(|path| if path == ORDER { Verdict::Limit { seconds: 12 } } else { Verdict::Pass });
+    let asked = Instant::now();
+    site.create("shop", &[]);
+    wait_until("users are told", super::SOON, || site.message("shop.paas.test").contains("too many of them"));
+    assert_eq!(proxy.asked(ORDER), before + 1, "it is asked once");
+    proxy.behave(|_| Verdict::Pass);
+    wait_until("it is asked again", 4 * super::SOON, || proxy.asked(ORDER) > before + 1);
+    assert!(asked.elapsed() >= Duration::from_secs(12), "not before the time that it said: {:?}", asked.elapsed());
+    site.wait_until_trusted("shop.paas.test");
+    assert_eq!(proxy.asked(ORDER), before + 2);
+}
+
+#[test]
+fn another_authority_is_asked_where_one_wants_no_more() {
+    let Some(internet) = Internet::enter("several authorities", Manner::default()) else { return };
+    let proxy = Proxy::start(&internet);
+    proxy.behave(|path| if path == ORDER { Verdict::Limit { seconds: 600 } } else { Verdict::Pass });
+    let config = internet.dir().join("epiniod.toml");
+    let text = format!("[[acme.fallback]]\ndirectory = '{DIRECTORY}'\nca_file = 'server-ca.pem'\n");
+    std::fs::write(&config, text).expect("a file");
+    let more = [("EPINIOD_ACME_DIRECTORY", &*proxy.directory()), ("EPINIOD_CONFIG", config.to_str().expect("a path"))];
+    let site = Site::start(internet, &more);
+    site.wait_until_trusted("epinio.paas.test");
+    assert_eq!(site.certificate("epinio.paas.test")["issuer"], DIRECTORY);
+    site.create("shop", &[]);
+    site.wait_until_trusted("shop.paas.test");
+    assert_eq!(proxy.asked(ORDER), 1, "who wants no more is not asked for each");
+}
+
+#[test]
+fn an_order_outlives_an_authority_that_dies_and_a_daemon_that_does() {
+    let Some(internet) = Internet::enter("an authority that dies half-way", Manner::default()) else { return };
+    let proxy = Proxy::start(&internet);
+    // It has taken the request for the certificate, and nobody hears what it answers.
+    proxy.behave(|path| if path.starts_with(FINALIZE) { Verdict::PassUnheard } else { Verdict::Pass });
+    let mut site = Site::start(internet, &[("EPINIOD_ACME_DIRECTORY", &proxy.directory())]);
+    let host = "epinio.paas.test";
+    wait_until("the order is to be finalized", super::SOON, || proxy.asked(FINALIZE) > 0);
+    wait_until("users are told", super::SOON, || !site.message(host).is_empty());
+    proxy.behave(|_| Verdict::Pass);
+    site.wait_until_trusted(host);
+    assert_eq!((proxy.asked(ORDER), proxy.asked(FINALIZE)), (1, 1), "it is the same order");
+
+    // And a daemon that dies before it has heard.
+    for (app, path) in [("a", ORDER), ("b", CHALLENGE), ("c", FINALIZE), ("d", CERTIFICATE)] {
+        let (orders, times) = (proxy.asked(ORDER), proxy.asked(path));
+        proxy.behave(move |asked| if asked.starts_with(path) { Verdict::Hang } else { Verdict::Pass });
+        site.create(app, &[]);
+        wait_until(&format!("{path} is asked for"), super::SOON, || proxy.asked(path) > times);
+        site.daemon.kill();
+        proxy.behave(|_| Verdict::Pass);
+        site.daemon.resume();
+        site.wait_until_trusted(&format!("{app}.paas.test"));
+        // An order whose answer nobody heard is not known to anybody.
+        let most = orders + if path == ORDER { 2 } else { 1 };
+        assert_eq!(proxy.asked(ORDER), most, "{path}: the next daemon goes on with the order");
+    }
 }

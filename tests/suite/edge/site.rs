@@ -35,7 +35,7 @@ impl Site {
         let apps = Apps::new(objects.clone(), Arc::clone(&house.runtime) as _, settings);
         apps.create_namespace(&Namespace::default()).await.expect("a namespace");
         let api = Router::new().route("/ready", get(|| async { "the API is ready" }));
-        let edge = Arc::new(Edge::new(apps.route_table(), api, "localhost".to_owned(), None));
+        let edge = Arc::new(Edge::new(apps.route_table(), api, "localhost".to_owned(), None, Arc::default()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (address, stop) = (listener.local_addr().expect("an address"), CancellationToken::new());
         let tasks = vec![

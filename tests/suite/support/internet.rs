@@ -89,7 +89,9 @@ impl Internet {
         let mut internet = Self { dir, manner, authority: None, names };
         internet.write_identity();
         internet.start_authority();
-        wait_until("the name service answers", START, || internet.names_are("clear-a", &json!({"host": "nobody.test"})));
+        wait_until("the name service answers", START, || {
+            internet.names_are("clear-a", &json!({"host": "nobody.test"}))
+        });
         Some(internet)
     }
 
@@ -156,7 +158,7 @@ impl Internet {
             "externalAccountMACKeys": keys,
             "profiles": {
                 "default": {"description": "as ever", "validityPeriod": self.manner.validity},
-                "shortlived": {"description": "six days", "validityPeriod": 518_400},
+                "shortlived": {"description": "six days", "validityPeriod": self.manner.validity.min(518_400)},
             },
         }});
         fs::write(&config, settings.to_string()).expect("a file");
@@ -202,7 +204,11 @@ impl Internet {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("names");
         let certificate = params.self_signed(&key).expect("a certificate");
-        for (name, text) in [("server.pem", certificate.pem()), ("server-ca.pem", certificate.pem()), ("server.key", key.serialize_pem())] {
+        for (name, text) in [
+            ("server.pem", certificate.pem()),
+            ("server-ca.pem", certificate.pem()),
+            ("server.key", key.serialize_pem()),
+        ] {
             fs::write(self.dir.path().join(name), text).expect("a file");
         }
     }
