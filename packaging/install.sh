@@ -168,7 +168,7 @@ uninstall() {
         "$DESTDIR$PREFIX/share/man/man1/epiniod.1"
     if [ -z "$DESTDIR" ] && has_systemd; then systemctl daemon-reload; fi
     if [ "$purge" = yes ]; then
-        rm -rf "$settings" "$data"
+        rm -rf "$settings" "$data" || say "$data could not be removed whole"
     elif [ -e "$settings" ] && grep -qv '^[[:space:]]*\(#\|$\)' "$settings"; then
         say "$settings has settings of yours, and stays"
     else

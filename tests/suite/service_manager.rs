@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::{linux::net::SocketAddrExt as _, unix::net::{SocketAddr, UnixDatagram}},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -92,7 +95,7 @@ fn a_manager_hears_of_a_daemon_that_serves_lives_and_stops_and_of_nobody_else() 
     assert!(!monitors.is_empty(), "the monitor of the instance is not found");
     let others = processes(|_| true).into_iter().filter(|pid| *pid != managed.child.id());
     let told: Vec<u32> = others.filter(|pid| read(*pid, "environ").contains(path.to_str().unwrap())).collect();
-    assert_eq!(told, [], "these could speak in the daemon's name");
+    assert!(told.is_empty(), "these could speak in the daemon's name: {told:?}");
     let inside = managed.daemon.run(["apps", "exec", "web", "--", "env"]);
     assert!(inside.contains("PORT=") && !inside.contains("NOTIFY_SOCKET"), "{inside}");
     managed.stop();
