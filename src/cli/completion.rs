@@ -93,7 +93,7 @@ mod tests {
             for shown in ["port-forward", "listen-tls", "system-domain"] {
                 assert!(script.contains(shown), "{shell:?}: {shown}");
             }
-            for hidden in ["lifecycle", "registry-relay", "own-session"] {
+            for hidden in ["lifecycle", "own-session"] {
                 assert!(!script.contains(hidden), "{shell:?}: {hidden}");
             }
         }
