@@ -146,6 +146,20 @@ put() {
     mv -f "$3.new" "$3"
 }
 
+# Where no daemon runs that could stop applications, their monitors do: TERM ends the program, then the monitor; USR1 kills it.
+end_monitors() {
+    for signal in TERM 0 0 0 0 0 0 0 0 0 0 USR1 0; do
+        found=no
+        for process in /proc/[0-9]*; do
+            case $(readlink "$process/exe" || true) in
+            "$1/run/monitor-"*) kill -s "$signal" "${process#/proc/}" && found=yes ;;
+            esac
+        done
+        if [ "$found" = no ]; then return 0; fi
+        sleep 1
+    done
+}
+
 has_systemd() { [ -d "$DESTDIR/run/systemd/system" ]; }
 
 uninstall() {
@@ -155,7 +169,7 @@ uninstall() {
             set -a
             # shellcheck source=/dev/null
             [ ! -r "$settings" ] || . "$settings"
-            exec "$program" stop --all
+            "$program" stop --all || end_monitors "${EPINIOD_DATA_DIR:-$data}"
         ) >/dev/null 2>&1 || true
     fi
     if [ -z "$DESTDIR" ] && [ -e "$unit" ] && has_systemd; then
