@@ -1,8 +1,8 @@
 //! What the service manager is told: the protocol of sd_notify(3), on the socket that `NOTIFY_SOCKET` names.
 //!
-//! "Ready" is said when requests are answered, not before; "stopping" as soon as it is begun. Where a watchdog is asked for, it is
-//! told again and again by a task of the reactor: a daemon whose reactor hangs falls silent, and is started anew. A daemon
-//! that nobody manages says nothing, and one that is not heard goes on: it is a warning.
+//! "Ready" is said when requests are answered, not before; "stopping" as soon as it is begun. Where a watchdog is asked
+//! for, it is told again and again by a task of the reactor: a daemon whose reactor hangs falls silent, and is started
+//! anew. A daemon that nobody manages says nothing, and one that is not heard goes on: it is a warning.
 //!
 //! What a daemon starts gets an environment of its own, so that none of it can speak in the daemon's name.
 

@@ -47,7 +47,8 @@ fn bash_completes_commands_flags_and_values() {
 fn zsh_takes_the_script() {
     let Some(said) = shell(
         "zsh",
-        r#"zsh -n "$1" && fpath=("${1:h}" $fpath) && autoload -Uz compinit && compinit -D -u && echo "$_comps[epiniod]""#,
+        r#"zsh -n "$1" && fpath=("${1:h}" $fpath) && autoload -Uz compinit &&
+            compinit -D -u && echo "$_comps[epiniod]""#,
     ) else {
         return;
     };

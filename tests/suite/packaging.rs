@@ -222,7 +222,7 @@ fn the_package_is_installed_removed_and_purged_as_debian_wants_it() {
     fs::write(database.join("status"), "").unwrap();
     let debian = if ARCH == "aarch64" { "arm64" } else { "amd64" };
     let package = release.path().join(format!("epiniod_{VERSION}_{debian}.deb"));
-    // Its scripts run on this machine, and are told which root is meant; what it depends on is essential, and not in there.
+    // Its scripts run on this machine, and are told which root is meant. What it depends on is essential: not in there.
     let dpkg = |args: &[&str]| {
         let mut command = Command::new("dpkg");
         command.arg(format!("--root={}", root.display()));
