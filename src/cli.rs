@@ -6,6 +6,7 @@ mod apps;
 mod authorities;
 mod ca;
 mod client;
+mod completion;
 pub mod error;
 mod exec;
 mod image;
@@ -133,6 +134,9 @@ enum Command {
     /// is not among them: see the comment that is printed on stderr.
     #[command(verbatim_doc_comment)]
     Manifests(Box<manifests::Manifests>),
+    /// Print the script that lets a shell complete commands and flags
+    #[command(after_help = completion::EXAMPLES)]
+    Completion(completion::Completion),
     /// One phase of a build, in its sandbox
     #[command(hide = true)]
     Lifecycle(lifecycle::Lifecycle),
@@ -251,6 +255,7 @@ fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
         Command::Login(login) => client_runtime()?.block_on(login.run(ui)),
         Command::Logout(logout) => logout.run(ui),
         Command::Image(image) => image.run(ui),
+        Command::Completion(completion) => completion.run(&Cli::command()),
         Command::Install(install) => client_runtime()?.block_on(install.run(ui)),
         Command::Uninstall(uninstall) => client_runtime()?.block_on(uninstall.run(ui)),
         Command::Manifests(manifests) => manifests.run(ui),

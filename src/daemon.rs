@@ -10,6 +10,7 @@ mod collect;
 mod control;
 mod credential;
 mod handover;
+mod manager;
 pub mod own_image;
 mod report;
 mod signals;
@@ -20,7 +21,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{assemble::House, cluster::Place, control::Control};
+pub use self::manager::MANAGER_VARIABLES;
+use self::{assemble::House, cluster::Place, control::Control, manager::Manager};
 pub use crate::config::Mode;
 use crate::{
     config::{Config, RunFile},
@@ -29,11 +31,15 @@ use crate::{
 
 /// How long requests may take to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long it takes at most until nothing is begun any more, and applications that are to stop have.
+const WIND_DOWN: Duration = Duration::from_secs(60);
 
 /// Runs a daemon until it is told to stop.
 pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let control = Control::new(mode);
     signals::pass_on(control.clone());
+    let manager = Manager::of_environment();
+    let _watchdog = manager.keep_watchdog();
     let api = listen("--listen", config.listen).await?;
     let tls = match config.listen_tls {
         Some(address) => Some(listen("--listen-tls", address).await?),
@@ -48,7 +54,8 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     };
     let stead = place.as_ref().map(|_| standby::Stead::of(&api)).transpose()?;
     let answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
-    let Some(leadership) = standby::until_leading(place.as_ref(), &control).await? else { return Ok(()) };
+    let leading = manager.waiting(standby::WAITING, standby::until_leading(place.as_ref(), &control));
+    let Some(leadership) = leading.await? else { return Ok(()) };
     let house = House::build(&config, api_address, tls_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
 
@@ -78,6 +85,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     work.close();
     listeners.close();
     tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");
+    manager.ready(&format!("serving on {api_address}")).await;
 
     let applications = tokio::select! {
         applications = control.stopped() => applications,
@@ -86,8 +94,10 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     };
     tracing::info!(applications = ?applications, "stopping");
     stop.cancel();
+    manager.stopping("ending what was begun", WIND_DOWN).await;
     let _answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
     let stopped = house.wind_down(applications, DRAIN).await;
+    manager.stopping("waiting for requests to end", 3 * DRAIN).await;
     // What only a leader may do has ended then. Whoever still reads an answer holds up nobody.
     let done = async { tokio::join!(work.wait(), house.edge.api_is_idle()) };
     if tokio::time::timeout(DRAIN, done).await.is_err() {

@@ -20,7 +20,7 @@
 //! |---|---|
 //! | [`cli`] | the commands; turns errors into hints and exit codes |
 //! | [`config`] | the settings of the daemon, one small struct per concern |
-//! | [`daemon`] | assembles the rooms, announces addresses, drains, collects garbage |
+//! | [`daemon`] | assembles the rooms, announces addresses, tells the service manager, drains, collects garbage |
 //! | [`api`] | Epinio's API (v1), and the upload for plain `curl` |
 //! | [`edge`] | the listener: routes requests to applications and to the API |
 //! | [`staging`] | the queue and the journalled state machine from source to image |

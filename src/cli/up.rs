@@ -139,6 +139,10 @@ impl Up {
         let before = log.metadata().map_err(failed(&path))?.len();
         let mut command = Command::new(std::env::current_exe().map_err(Error::Runtime)?);
         command.arg("serve").arg("--own-session").args(self.flags.to_args());
+        // Who manages this process does not manage that one.
+        for name in daemon::MANAGER_VARIABLES {
+            command.env_remove(name);
+        }
         let errors = log.try_clone().map_err(Error::Runtime)?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors).current_dir("/");
         let child = command.spawn().map_err(Error::Runtime)?;

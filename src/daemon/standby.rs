@@ -24,6 +24,9 @@ pub(super) struct Answering {
     serving: JoinHandle<()>,
 }
 
+/// What the service manager is told of one that waits.
+pub(super) const WAITING: &str = "waiting until no other daemon of this cluster leads";
+
 impl Stead {
     pub fn of(api: &TcpListener) -> Result<Self, Error> {
         duplicate(api).map(Self).map_err(Error::RunFile)

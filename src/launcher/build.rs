@@ -30,12 +30,15 @@ fn compile(folder: &str, name: &str) {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join(name);
     let target = env::var("TARGET").expect("cargo sets it");
     println!("cargo::rerun-if-changed={folder}");
+    // Cargo names it where another than rustc's own choice is wanted, as for another architecture.
+    let linker = env::var("RUSTC_LINKER").ok().map(|linker| format!("-Clinker={linker}"));
     let status = Command::new(env::var_os("RUSTC").expect("cargo sets it"))
         .current_dir(root.join(folder))
         .args(["--edition=2024", "--crate-type=bin", "--crate-name", name, "--target", &target])
         .args(["-Copt-level=s", "-Clto=fat", "-Ccodegen-units=1", "-Cpanic=abort", "-Cstrip=symbols"])
         .args(["-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cmetadata=epiniod"])
         .arg(format!("--remap-path-prefix={}=/epiniod", root.display()))
+        .args(linker)
         .arg("-Dwarnings")
         .arg("-o")
         .arg(&out)
