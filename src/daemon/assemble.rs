@@ -31,6 +31,7 @@ use crate::{
     builders::Builders,
     buildpacks,
     config::{Config, Kubernetes},
+    dashboard,
     edge::{Edge, Tls},
     model::{Digest, Namespace},
     oci::registry::Registry,
@@ -126,7 +127,7 @@ impl House {
             None => None,
         };
         let open = certificates.as_deref().map_or_else(Router::new, authority_routes);
-        let router = api::router(state.clone(), control_routes(control)).merge(open);
+        let router = api::router(state.clone(), control_routes(control)).merge(open).merge(dashboard::router());
         let tls_port = tls.map(|tls| tls.port());
         let edge = Arc::new(Edge::new(apps.route_table(), router, config.system_domain.clone(), tls_port));
         let tls = certificates.map(|certificates| Tls::new(certificates));
