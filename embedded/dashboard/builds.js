@@ -3,7 +3,7 @@
 import { call, place } from "./api.js";
 import { alarm, badge, duration, every, h, linkTo, table, update, when } from "./dom.js";
 import { Log, followStaging } from "./log.js";
-import { phases } from "./phases.js";
+import { phases, sum } from "./phases.js";
 
 const INTERVAL = 1500;
 const KINDS = { done: "good", failed: "bad" };
@@ -38,7 +38,7 @@ export function builds(area, signal, app, { detail }) {
 
 function entry({ id, createdAt, state, timings, current }, app, line) {
   const link = h("a", { href: linkTo(app, "builds", id), "aria-current": current && "true" }, h("code", {}, id));
-  return line(when(createdAt), badge(KINDS[state] ?? "busy", state), timings.length ? duration(total(timings)) : "–", link);
+  return line(when(createdAt), badge(KINDS[state] ?? "busy", state), timings.length ? duration(sum(timings)) : "–", link);
 }
 
 function build(one, signal, app, id, wanted) {
@@ -59,8 +59,4 @@ function build(one, signal, app, id, wanted) {
     timing.replaceChildren(...(timings.length ? [phases(timings)] : []));
   };
   return { id, tell, leave: () => leaving.abort() };
-}
-
-function total(timings) {
-  return timings.reduce((sum, { duration_ms }) => sum + duration_ms, 0);
 }

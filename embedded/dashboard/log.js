@@ -67,7 +67,7 @@ export class Log {
 
 // Shows the log of an application until the view is left; a connection that ends is made anew.
 export function followApp(app, log, signal) {
-  return follow(place(app, "/logs", "/wapi/v1"), { follow: true, tail: 500 }, (line) => log.add(line.Message, line.PodName), log, signal);
+  return follow(place(app, "/logs", "/wapi/v1"), { follow: true, tail: 500 }, (line) => log.add(line.Message, line.PodName.replace(`${app.namespace}_`, "")), log, signal);
 }
 
 // The log of a staging, to its end.

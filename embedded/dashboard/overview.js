@@ -53,7 +53,7 @@ function controls(app, look) {
       return "Restarted.";
     });
   });
-  const form = h("form", { class: "row", submit }, h("label", { for: "instances" }, "Instances"), count, scale, restart);
+  const form = h("form", { class: "row controls", submit }, h("label", { for: "instances" }, "How many"), count, scale, restart);
   const scaled = (instances) => {
     if (!touched && document.activeElement !== count) count.value = instances;
   };
@@ -63,7 +63,7 @@ function controls(app, look) {
 function instance(replica, line) {
   const { name, ready, restarts, metricsOk, memoryBytes, millicpus, createdAt } = replica;
   const state = ready ? badge("good", "ready") : badge("warn", "not ready");
-  return line(name, state, restarts, metricsOk ? bytes(memoryBytes) : "–", metricsOk ? `${millicpus} m` : "–", when(createdAt));
+  return line(name, state, restarts, metricsOk ? bytes(memoryBytes) : "–", metricsOk ? `${Math.round(millicpus / 10)} %` : "–", when(createdAt));
 }
 
 function about(found) {

@@ -2,8 +2,7 @@
 
 import { duration, h } from "./dom.js";
 
-export function phases(timings) {
-  const total = timings.reduce((sum, { duration_ms }) => sum + duration_ms, 0);
+export function phases(timings, total = sum(timings)) {
   const most = Math.max(1, ...timings.map(({ duration_ms }) => duration_ms));
   const rows = timings.map(({ phase, duration_ms }) => {
     const bar = h("span", { class: "bar", "aria-hidden": "true" });
@@ -12,4 +11,8 @@ export function phases(timings) {
   });
   if (timings.length > 1) rows.push(h("li", { class: "total" }, h("span", {}, "total"), h("span"), h("span", { class: "number" }, duration(total))));
   return h("ol", { class: "phases", "aria-label": "Phases" }, rows);
+}
+
+export function sum(timings) {
+  return timings.reduce((sum, { duration_ms }) => sum + duration_ms, 0);
 }

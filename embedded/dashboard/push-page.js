@@ -77,7 +77,7 @@ function chooser(app, offer) {
 async function form(handed, app, send, back) {
   const spaces = (await call("GET", "/api/v1/namespaces")).map((space) => space.meta.name);
   const fixed = Boolean(app);
-  const rule = "[a-z]([a-z0-9-]{0,61}[a-z0-9])?";
+  const rule = "[a-z]([a-z0-9\\-]{0,61}[a-z0-9])?";
   const name = h("input", { id: "name", required: true, pattern: rule, maxlength: 63, readonly: fixed, autocomplete: "off", spellcheck: "false" });
   name.value = app?.name ?? handed.name;
   name.title = "Lower-case letters, digits and '-', beginning with a letter";
@@ -91,7 +91,7 @@ async function form(handed, app, send, back) {
     "form",
     { class: "card", submit },
     h("p", {}, summary(handed)),
-    handed.left?.length && h("p", { class: "quiet" }, `Left out: ${handed.left.join(", ")}.`),
+    Boolean(handed.left?.length) && h("p", { class: "quiet" }, `Left out: ${handed.left.join(", ")}.`),
     h("div", { class: "fields" }, h("label", { for: "name" }, "Application"), name, h("label", { for: "namespace" }, "Namespace"), space),
     h("div", { class: "row" }, h("button", { class: "main" }, "Push"), h("button", { type: "button", click: back }, "Something else")),
   );
@@ -127,9 +127,9 @@ async function begin(app, handed, show, again) {
   };
   try {
     const body = handed.archive ?? (await pack(handed.files));
-    const { url, timings } = await new Push(app, body, tell).run();
+    const { url, timings, total } = await new Push(app, body, tell).run();
     said.textContent = "It runs.";
-    outcome.append(h("p", { class: "url" }, h("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, url)), phases(timings));
+    outcome.append(h("p", { class: "url" }, h("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, url)), phases(timings, total));
   } catch (error) {
     said.textContent = "The push failed.";
     outcome.append(alarm(error));

@@ -5,6 +5,8 @@ import { Refused, call, refusal, request, session } from "./api.js";
 
 const AGAIN = 1000;
 const AWAY = 180_000;
+const BROKEN = "The connection broke before all of it was sent, or a file was changed meanwhile. Nothing was pushed.";
+const UNHEARD = "The connection broke before the daemon answered. Its builds tell whether it has begun.";
 
 export class Push {
   #app;
@@ -12,6 +14,9 @@ export class Push {
   #tell;
   #rest = "";
   #last = "";
+  #sent = false;
+  #whole = false;
+  #timings = { timings: [] };
   #lines = 0;
 
   // `tell` gets `{ sent, size }`, `{ line }`, and `{ uploaded: true }`.
@@ -29,7 +34,7 @@ export class Push {
     for (const until = Date.now() + AWAY; ; await new Promise((resolve) => setTimeout(resolve, AGAIN))) {
       const end = this.#end();
       if (end) return end;
-      if (!this.staging) throw new Refused(0, "The connection broke before the upload had arrived; nothing was changed.");
+      if (!this.staging) throw new Refused(0, this.#sent ? UNHEARD : BROKEN);
       if (Date.now() > until) throw new Refused(0, "The daemon does not answer any more; the push goes on when it is back.");
       await this.#ask();
     }
@@ -50,7 +55,10 @@ export class Push {
         read = sending.responseText.length;
       };
       sending.upload.onprogress = (event) => this.#tell({ sent: event.loaded, size: event.total });
-      sending.upload.onload = () => this.#tell({ uploaded: true });
+      sending.upload.onload = () => {
+        this.#sent = true;
+        this.#tell({ uploaded: true });
+      };
       sending.onreadystatechange = () => sending.readyState === 3 && take();
       sending.onprogress = take;
       sending.onerror = resolve;
@@ -65,8 +73,6 @@ export class Push {
       sending.send(this.#body);
     });
   }
-
-  #whole = false;
 
   // What was not heard yet.
   async #ask() {
@@ -98,17 +104,14 @@ export class Push {
     }
   }
 
-  #timings = [];
-
   #end() {
     if (this.#last.startsWith("error: ")) throw new Refused(200, this.#last.slice("error: ".length));
-    return this.#whole && /^https?:\/\//.test(this.#last) && { url: this.#last, timings: this.#timings };
+    return this.#whole && /^https?:\/\//.test(this.#last) && { url: this.#last, ...this.#timings };
   }
 }
 
 // `phases: upload 0.01 s, build 1.20 s, total 1.21 s`
 function timings(line) {
-  return [...line.matchAll(/(\w+) ([\d.]+) s/g)]
-    .filter(([, phase]) => phase !== "total")
-    .map(([, phase, seconds]) => ({ phase, duration_ms: Math.round(seconds * 1000) }));
+  const all = [...line.matchAll(/(\w+) ([\d.]+) s/g)].map(([, phase, seconds]) => ({ phase, duration_ms: Math.round(seconds * 1000) }));
+  return { timings: all.filter(({ phase }) => phase !== "total"), total: all.find(({ phase }) => phase === "total")?.duration_ms };
 }

@@ -18,6 +18,7 @@ mod cluster_store;
 mod command_line;
 mod crashes;
 mod daemon_life;
+mod dashboard;
 mod edge;
 mod footprint;
 mod launcher;
