@@ -44,7 +44,7 @@ const ICON: &str = "image/svg+xml";
 
 const PAGE: File =
     File { path: "/", kind: "text/html; charset=utf-8", content: include_str!("../embedded/dashboard/index.html") };
-const FILES: [File; 18] = files![
+const FILES: [File; 19] = files![
     "api.js" as SCRIPT,
     "app-page.js" as SCRIPT,
     "apps-page.js" as SCRIPT,
@@ -63,6 +63,7 @@ const FILES: [File; 18] = files![
     "releases.js" as SCRIPT,
     "routes.js" as SCRIPT,
     "style.css" as STYLE,
+    "tar.js" as SCRIPT,
 ];
 
 /// `/` and what the page loads, below `/dashboard/`.

@@ -33,7 +33,6 @@ function login(why) {
 function enter(user) {
   document.getElementById("user").textContent = user;
   bar.hidden = false;
-  view = null;
   route();
 }
 

@@ -93,6 +93,12 @@ impl Browser {
         self.command("Page.navigate", json!({ "url": url }));
     }
 
+    pub fn reload(&mut self) {
+        self.value("window.isOld = true");
+        self.command("Page.reload", json!({}));
+        self.until("it is loaded again", "!window.isOld && document.readyState === 'complete'");
+    }
+
     /// What an expression of JavaScript is.
     pub fn value(&mut self, expression: &str) -> Value {
         let asked = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
@@ -109,7 +115,9 @@ impl Browser {
     /// Waits until an expression is true.
     pub fn until(&mut self, what: &str, expression: &str) {
         let deadline = Instant::now() + 2 * PATIENCE;
-        while self.value(&format!("Boolean({expression})")) != true {
+        // What it speaks of may not be there yet.
+        let asked = format!("(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()");
+        while self.value(&asked) != true {
             if Instant::now() > deadline {
                 let complaints = self.complaints.join("\n");
                 panic!("waited until {what}; the page is:\n{}\n{complaints}", self.text("body"));
