@@ -7,6 +7,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 use crate::support::{Daemon, copy, get, request, sample, wait_until, write};
 
 mod browser;
+mod parts;
 
 use self::browser::{Browser, Key};
 
@@ -227,6 +228,49 @@ fn what_is_dropped_is_pushed_and_what_fails_says_why() {
     browser.click("form button.main");
     browser.until_text("[role=alert]", "archive");
     browser.has_not_complained_but_of(&["/daemon/routes", "/push/workspace/"]);
+}
+
+#[test]
+fn certificates_are_shown_with_their_end_and_what_is_wrong_with_them() {
+    let Some(mut browser) = Browser::start("the web page: certificates") else { return };
+    let daemon = Daemon::start();
+    daemon.push("shop", &sample("procfile"));
+    daemon.run(["apps", "scale", "shop", "0"]);
+    // What the daemon would say with TLS, and later.
+    let script = r#"const ask = window.fetch;
+        const after = (days) => new Date(Date.now() + days * 86400000 + 3600000).toISOString();
+        window.told = { host: "shop.localhost", path: "", certificate: { issuer: "R3", expires: after(83), state: "valid" } };
+        window.fetch = (path, ...more) => path === "/daemon/routes" ? Promise.resolve(Response.json([window.told])) : ask(path, ...more);
+        window.after = after;"#;
+    browser.command("Page.addScriptToEvaluateOnNewDocument", serde_json::json!({ "source": script }));
+    log_in(&mut browser, &daemon);
+    browser.until_text("tbody", "expires in 83 days");
+    browser.until_text("tbody", "stopped");
+    browser.value("window.told.certificate.expires = window.after(3)");
+    browser.value("window.told.certificate.message = 'no answer from the authority'");
+    browser.until_text("tbody .badge.warn", "expires in 3 days");
+    browser.until_text("tbody", "no answer from the authority");
+    browser.picture("certificates");
+    browser.value("location.hash = '#/apps/workspace/shop'");
+    browser.until_text("table[aria-label=Routes]", "expires in 3 days");
+    browser.has_not_complained_but_of(&[]);
+}
+
+#[test]
+fn a_daemon_that_is_away_is_told_and_waited_for() {
+    let Some(mut browser) = Browser::start("the web page: without its daemon") else { return };
+    let mut daemon = Daemon::start();
+    let source = talker(&daemon);
+    daemon.push("talker", &source);
+    log_in(&mut browser, &daemon);
+    browser.value("location.hash = '#/apps/workspace/talker/log'");
+    browser.until_text(".log", "begins with");
+    daemon.kill();
+    browser.until_text("#offline", "does not answer");
+    daemon.resume();
+    browser.until("the daemon answers again", "document.getElementById('offline').hidden");
+    daemon.run(["apps", "env", "set", "talker", "GREETING", "back"]);
+    browser.until_text(".log", "begins with</b> back");
 }
 
 #[test]
