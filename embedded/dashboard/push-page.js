@@ -8,8 +8,9 @@ import { phases } from "./phases.js";
 import { Push } from "./push.js";
 import { pack } from "./tar.js";
 
-// The push of this tab: it goes on while other pages are looked at.
+// The last push of this tab, and all whose upload is on its way: they go on while other pages are looked at.
 let current = null;
+const uploading = new Set();
 // What was dropped on another page.
 let waiting = null;
 
@@ -38,7 +39,7 @@ export function pushPage(main, signal, app) {
   } else {
     choose();
   }
-  return { drop: (transfer) => current?.isRunning || offer(dropped(transfer)) };
+  return { drop: (transfer) => offer(dropped(transfer)) };
 }
 
 // Dropped where it is no page of its own: it is looked through there.
@@ -50,7 +51,7 @@ export function dropFor(app, transfer) {
 
 // Whether leaving the page would lose something: what has arrived goes on without it.
 export function isUploading() {
-  return Boolean(current?.isUploading);
+  return uploading.size > 0;
 }
 
 function chooser(app, offer) {
@@ -109,8 +110,9 @@ async function begin(app, handed, show, again) {
   const log = new Log(`Log of the push of ${app.name}`);
   const outcome = h("div");
   const element = h("div", {}, h("h2", {}, `${app.name} in ${app.namespace}`), said, bar, outcome, log.element);
-  const mine = { element, isRunning: true, isUploading: true };
+  const mine = { element, isRunning: true };
   current = mine;
+  uploading.add(mine);
   show(element);
   const tell = ({ sent, size, uploaded, line }) => {
     if (size) {
@@ -119,7 +121,7 @@ async function begin(app, handed, show, again) {
     }
     if (uploaded) said.textContent = "Uploaded; waiting for the daemon…";
     if (line === undefined) return;
-    mine.isUploading = false;
+    uploading.delete(mine);
     bar.hidden = true;
     log.add(line);
     const step = /^(?:\[\w+\] )?===> (\w+)/.exec(line)?.[1];
@@ -135,7 +137,8 @@ async function begin(app, handed, show, again) {
     outcome.append(alarm(error));
   }
   bar.hidden = true;
-  mine.isRunning = mine.isUploading = false;
+  mine.isRunning = false;
+  uploading.delete(mine);
   outcome.append(
     h("div", { class: "row" }, h("a", { class: "button", href: linkTo(app) }, `Show ${app.name}`), h("button", { type: "button", click: again }, "Push something else")),
   );
