@@ -8,6 +8,8 @@
 //! | `/wapi/v1/…` | Epinio's websockets, and connections to ports; the token of `GET /api/v1/authtoken` is their credential |
 //! | `PUT /push/NAMESPACE/APP` | ours: stores, stages, deploys, streams the log as text, ends with the URL |
 //! | `GET /push/NAMESPACE/APP/STAGING?heard=LINES` | ours: the same answer once more, from a line on, for whoever lost the connection |
+//! | `GET /daemon/namespaces/NAMESPACE/applications/APP/releases` | ours: the releases that are kept, the newest first |
+//! | `GET /daemon/namespaces/NAMESPACE/applications/APP/stagings` | ours: the same of stagings, with the time that each phase took |
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
 //! | `GET /daemon/routes` | ours: every route, who answers it, and its certificate |
 //!
@@ -19,6 +21,7 @@ mod credential;
 mod environment;
 mod error;
 mod exec;
+mod history;
 mod json;
 mod logs;
 mod models;
@@ -94,7 +97,9 @@ pub fn router(state: ApiState, more: Router) -> Router {
         .route("/push/{namespace}/{app}/{stage}", get(push::follow))
         .route("/api/v1/namespaces/{namespace}/applications/{app}/store", post(push::store))
         .layer(DefaultBodyLimit::disable());
+    let history = Router::new().route("/releases", get(history::releases)).route("/stagings", get(history::stagings));
     let protected = Router::new()
+        .nest("/daemon/namespaces/{namespace}/applications/{app}", history)
         .nest("/api/v1", v1().layer(DefaultBodyLimit::max(MAX_JSON_BYTES)))
         .merge(uploads)
         .route("/daemon/routes", get(routes::list))

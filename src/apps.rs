@@ -156,6 +156,15 @@ impl Apps {
         Ok(of_staging.max_by_key(|release| release.id.number))
     }
 
+    /// The releases of an application that are kept, the newest first.
+    pub async fn releases(&self, namespace: &Namespace, name: &AppName) -> Result<Vec<Release>, Error> {
+        let all = self.objects.list::<Release>(Some(namespace.as_str())).await?;
+        let mut releases: Vec<_> =
+            all.into_iter().map(|stored| stored.value).filter(|release| release.id.app == *name).collect();
+        releases.sort_by_key(|release| std::cmp::Reverse(release.id.number));
+        Ok(releases)
+    }
+
     pub async fn logs(
         &self,
         namespace: &Namespace,

@@ -13,7 +13,7 @@
 //! A room is a noun of the product. Arrows go one way, and a test checks them:
 //!
 //! ```text
-//! cli → daemon → {api, edge} → {staging, apps, source} → builders → {lifecycle, base, acme, auth} → runtime → oci → {blob, store} → model
+//! cli → daemon → {api, dashboard, edge} → {staging, apps, source} → builders → {lifecycle, base, acme, auth} → runtime → oci → {blob, store} → model
 //! ```
 //!
 //! | room | what it is |
@@ -22,6 +22,7 @@
 //! | [`config`] | the settings of the daemon, one small struct per concern |
 //! | [`daemon`] | assembles the rooms, announces addresses, tells the service manager, drains, collects garbage |
 //! | [`api`] | Epinio's API (v1), and the upload for plain `curl` |
+//! | [`dashboard`] | the web page, one more client of the API: static files of `embedded/dashboard` |
 //! | [`edge`] | the listener: routes requests to applications and to the API |
 //! | [`staging`] | the queue and the journalled state machine from source to image |
 //! | [`apps`] | releases, health gate, scale, environment, the route table |
@@ -148,6 +149,7 @@ pub mod buildpacks;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod dashboard;
 pub mod edge;
 pub mod launcher;
 pub mod lifecycle;

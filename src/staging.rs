@@ -164,6 +164,17 @@ impl Stagings {
         stored.map(|stored| stored.value).ok_or_else(|| Error::NoSuchStaging(id.to_string()))
     }
 
+    /// The stagings of an application that are kept, the newest first.
+    pub async fn of_app(&self, app: &App) -> Result<Vec<Staging>, Error> {
+        let all = self.rooms.objects.list::<Staging>(Some(app.namespace.as_str())).await?;
+        let mut stagings: Vec<_> =
+            all.into_iter().map(|stored| stored.value).filter(|staging| staging.app == app.name).collect();
+        // Of several in one second the application knows the last.
+        stagings
+            .sort_by_key(|staging| (app.stage_id.as_ref() != Some(&staging.id), std::cmp::Reverse(staging.created_at)));
+        Ok(stagings)
+    }
+
     /// Ends when the staging does; the result has a final state, unless the daemon stops.
     pub async fn wait(&self, namespace: &Namespace, id: &StageId) -> Result<Staging, Error> {
         let ended = self.lock().get(id).map(|running| running.ended.clone());

@@ -60,10 +60,10 @@ pub(super) async fn push(
     let (namespace, name) = path;
     match begin(&state, &namespace, &name, query.as_deref(), caller, request.into_body()).await {
         Ok((staging, upload)) => {
-            let (sink, body) = answer::body();
+            let (sink, answer) = answer::begin();
             let ended = state.pushes.spawn(carry_out(state.clone(), staging.clone()));
             tokio::spawn(async move { answer::tell(&state, &staging, upload, ended, &sink).await });
-            ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
+            answer
         }
         Err(error) => {
             let mut response = (error.status, format!("error: {}\n", error.title)).into_response();

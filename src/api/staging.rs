@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     ApiError, ApiState,
     applications::{find, names},
+    history,
     json::Body,
     models::{self, DeployRequest, StageRequest},
     namespaces::parse,
@@ -79,8 +80,7 @@ pub(super) async fn show(
 ) -> Result<Json<Value>, ApiError> {
     let (namespace, id) = stage_of(&path)?;
     let staging = state.stagings.get(&namespace, &id).await?;
-    let timings: Vec<Value> =
-        staging.timings.iter().map(|(phase, millis)| json!({ "phase": phase, "duration_ms": millis })).collect();
+    let timings = history::timings(&staging.timings);
     Ok(Json(
         json!({ "id": staging.id, "app": staging.app, "state": staging.state, "image": staging.image, "timings": timings,
             "settled": staging.state.is_final() && staging.then == AfterStaging::Nothing }),

@@ -20,7 +20,11 @@ pub(super) async fn info(State(state): State<ApiState>) -> Json<Value> {
         "platform": "epiniod",
         "default_builder_image": "embedded",
         "oidc_enabled": false,
-        "epiniod": { "version": env!("CARGO_PKG_VERSION"), "runtime": state.runtime.properties() },
+        "epiniod": {
+            "version": env!("CARGO_PKG_VERSION"),
+            "runtime": state.runtime.properties(),
+            "applications": { "scheme": state.urls.scheme, "port": state.urls.port },
+        },
     }))
 }
 

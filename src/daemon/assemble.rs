@@ -31,6 +31,7 @@ use crate::{
     builders::Builders,
     buildpacks,
     config::{Config, Kubernetes},
+    dashboard,
     edge::{Edge, Tls},
     model::{Digest, Namespace},
     oci::registry::Registry,
@@ -129,7 +130,7 @@ impl House {
             pushes: TaskTracker::new(),
         };
         let open = certificates.as_deref().map_or_else(Router::new, authority_routes);
-        let router = api::router(state.clone(), control_routes(control)).merge(open);
+        let router = api::router(state.clone(), control_routes(control)).merge(open).merge(dashboard::router());
         let tls_port = tls.map(|tls| tls.port());
         let (routes, challenges) = (apps.route_table(), Arc::new(Challenges::default()));
         let domain = config.system_domain.clone();

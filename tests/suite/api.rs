@@ -40,6 +40,8 @@ fn everything_but_ready_wants_a_credential() {
         ("GET", "/api/v1/namespaces/workspace/staging/0123456789abcdef/complete".to_owned()),
         ("PUT", "/push/workspace/shop".to_owned()),
         ("POST", "/daemon/stop".to_owned()),
+        ("GET", "/daemon/namespaces/workspace/applications/shop/releases".to_owned()),
+        ("GET", "/daemon/namespaces/workspace/applications/shop/stagings".to_owned()),
         ("GET", "/wapi/v1/namespaces/workspace/applications/shop/logs".to_owned()),
         ("GET", "/wapi/v1/namespaces/workspace/staging/0123456789abcdef/logs?authtoken=e30.x".to_owned()),
         ("GET", "/wapi/v1/namespaces/workspace/staging/0123456789abcdef/complete".to_owned()),

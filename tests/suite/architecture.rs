@@ -10,7 +10,7 @@ use std::{
 const LAYERS: [&[&str]; 11] = [
     &["cli"],
     &["daemon"],
-    &["api", "edge"],
+    &["api", "dashboard", "edge"],
     &["staging", "apps"],
     &["source"],
     &["builders"],

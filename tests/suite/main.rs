@@ -20,6 +20,7 @@ mod command_line;
 mod completion;
 mod crashes;
 mod daemon_life;
+mod dashboard;
 mod edge;
 mod footprint;
 mod launcher;

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use axum::{
     extract::{Path, Query, State},
-    http::header,
-    response::{IntoResponse as _, Response},
+    response::Response,
 };
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -44,7 +43,7 @@ pub(in crate::api) async fn follow(
     if staging.app != app {
         return Err(staging::Error::NoSuchStaging(id.to_string()).into());
     }
-    let (sink, body) = answer::body();
+    let (sink, answer) = answer::begin();
     tokio::spawn(async move {
         tokio::select! {
             () = tell(&state, &staging, heard, &sink) => {}
@@ -52,7 +51,7 @@ pub(in crate::api) async fn follow(
             () = sink.closed() => {}
         }
     });
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+    Ok(answer)
 }
 
 async fn tell(state: &ApiState, staging: &Staging, heard: usize, sink: &Sink) {

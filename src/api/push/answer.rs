@@ -2,7 +2,11 @@
 
 use std::{io, time::Duration};
 
-use axum::body::Body;
+use axum::{
+    body::Body,
+    http::header,
+    response::{IntoResponse as _, Response},
+};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::{
@@ -29,11 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// What the server has taken is on its way after this.
 const FLUSH: Duration = Duration::from_millis(200);
 
-/// A body, and where its lines go.
-pub(super) fn body() -> (Sink, Body) {
+/// An answer, and where its lines go.
+pub(super) fn begin() -> (Sink, Response) {
     let (sink, lines) = mpsc::channel(QUEUE);
     let lines = futures::stream::unfold(lines, |mut lines| async move { lines.recv().await.map(|line| (line, lines)) });
-    (sink, Body::from_stream(lines))
+    // Without the second one a browser keeps the beginning to itself, until it has seen enough to guess what it is.
+    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (sink, (headers, Body::from_stream(lines)).into_response())
 }
 
 /// Everything about a push, at the pace of the client.
@@ -149,15 +155,15 @@ mod tests {
     /// What the kernel may keep of a connection at each end, at least, in bytes.
     const BUFFER: u32 = 4096;
 
-    async fn failing() -> Body {
-        let (sink, body) = body();
+    async fn failing() -> Response {
+        let (sink, answer) = begin();
         tokio::spawn(async move {
             for _ in 0..LINES {
                 say(&sink, &"x".repeat(100)).await;
             }
             cut_off(&sink, "error: the cause").await;
         });
-        body
+        answer
     }
 
     #[tokio::test]
