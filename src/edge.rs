@@ -31,7 +31,10 @@ use tower::ServiceExt as _;
 
 pub use self::tls::Tls;
 use self::{proxy::Proxy, tls::Version};
-use crate::apps::{Lookup, RouteTable};
+use crate::{
+    apps::{Lookup, RouteTable},
+    auth::ClientAddress,
+};
 
 /// How many connections may be open, where the limit of open files allows it.
 const MAX_CONNECTIONS: u64 = 10_000;
@@ -50,6 +53,7 @@ pub struct Edge {
     proxy: Proxy,
     /// Where the same is served with TLS; there requests without it are sent.
     tls_port: Option<u16>,
+    in_front: InFront,
     /// What the API is about to answer.
     asked: TaskTracker,
 }
@@ -59,6 +63,15 @@ pub struct Edge {
 pub enum Transport {
     Plain,
     Tls(Tls),
+}
+
+/// Who is between clients and the listener, as far as the API's clients are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InFront {
+    /// Nobody: what `X-Forwarded-For` says is made up.
+    Nobody,
+    /// An ingress controller, which adds the address of its client.
+    Ingress,
 }
 
 /// Who sent a request, and how it came.
@@ -85,7 +98,13 @@ impl Scheme {
 
 impl Edge {
     pub fn new(routes: Arc<RouteTable>, api: Router, system_domain: String, tls_port: Option<u16>) -> Self {
-        Self { routes, api, system_domain, proxy: Proxy::default(), tls_port, asked: TaskTracker::new() }
+        let (proxy, asked) = (Proxy::default(), TaskTracker::new());
+        Self { routes, api, system_domain, proxy, tls_port, in_front: InFront::Nobody, asked }
+    }
+
+    /// The same, behind somebody.
+    pub fn behind(self, in_front: InFront) -> Self {
+        Self { in_front, ..self }
     }
 
     /// Ends when the API has answered what it was asked; bodies and applications may take longer.
@@ -134,13 +153,15 @@ impl Edge {
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
 
-    async fn answer(&self, request: Request<Body>, client: Client) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Body>, client: Client) -> Response<Body> {
         let host = host_of(&request);
         if let Some(port) = self.tls_port.filter(|_| client.scheme == Scheme::Http && self.is_to_be_secure(&host)) {
             return pages::elsewhere(&request, &host, port);
         }
         if self.is_api(&host) {
             let _asked = self.asked.token();
+            let address = self.address_of(&request, client);
+            request.extensions_mut().insert(address);
             return match self.api.clone().oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
@@ -155,6 +176,17 @@ impl Edge {
             Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
             Lookup::Unknown => pages::unknown(&request, &host),
+        }
+    }
+
+    /// Whom the API takes a client for.
+    fn address_of(&self, request: &Request<Body>, client: Client) -> ClientAddress {
+        let peer = client.address.ip();
+        // Several lines are one list.
+        let last = request.headers().get_all(proxy::FORWARDED_FOR).iter().next_back();
+        match last.filter(|_| self.in_front == InFront::Ingress) {
+            Some(said) => ClientAddress::behind(peer, said.to_str().unwrap_or_default()),
+            None => ClientAddress::direct(peer),
         }
     }
 
@@ -274,6 +306,17 @@ mod tests {
             let request = Request::builder().header(header::HOST, given).body(Body::empty()).unwrap();
             assert_eq!(host_of(&request), expected);
         }
+    }
+
+    #[test]
+    fn what_clients_say_of_their_address_is_believed_of_an_ingress_only() {
+        let said = Request::builder().header("x-forwarded-for", "1.1.1.1").header("x-forwarded-for", "2.2.2.2, 192.0.2.9");
+        let request = said.body(Body::empty()).unwrap();
+        let client = Client { address: ([10, 0, 0, 7], 7).into(), scheme: Scheme::Http };
+        let edge = || Edge::new(Arc::default(), Router::new(), "localhost".to_owned(), None);
+        assert_eq!(edge().address_of(&request, client), ClientAddress::direct([10, 0, 0, 7].into()));
+        let behind = edge().behind(InFront::Ingress).address_of(&request, client);
+        assert_eq!(behind, ClientAddress { address: [192, 0, 2, 9].into(), via: Some([10, 0, 0, 7].into()) });
     }
 
     /// A client whose connection an edge with this API serves, and how that ends.

@@ -1,8 +1,12 @@
 //! Logs of the daemon: one line for each event, with fields, on stderr.
 
+mod request;
+
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
+
+pub use request::{in_request, new_request_id, request_id};
 
 /// How a line of the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
@@ -30,6 +34,11 @@ pub fn init(filter: &str, format: Format) {
         Ok(directive) if !filter.contains("kube_client") => parsed.add_directive(directive),
         _ => parsed,
     };
+    // Whatever else is left out.
+    let parsed = match AUDIT.parse() {
+        Ok(directive) => parsed.add_directive(directive),
+        Err(_) => parsed,
+    };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     // A second start in one process changes nothing.
@@ -44,6 +53,9 @@ pub fn init(filter: &str, format: Format) {
 
 /// The client of Kubernetes logs every answer that is an error; who asked says what it means.
 const REPEATED: &str = "kube_client::client::builder=off";
+
+/// Who changed what, in a cluster.
+const AUDIT: &str = "epiniod::audit=info";
 
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

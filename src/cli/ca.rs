@@ -75,7 +75,7 @@ async fn fetch(client: &Client) -> Result<(String, String), Error> {
         Error::Api { status: 404, .. } => none(),
         error => error,
     })?;
-    let pem = response.text().await.map_err(Error::Broken)?;
+    let pem = response.text().await.map_err(super::client::broken)?;
     fingerprint(&pem)?;
     Ok((client.settings.api.clone(), pem))
 }

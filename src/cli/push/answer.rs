@@ -59,7 +59,7 @@ impl<'a> Answer<'a> {
             };
             let Some(staging) = self.staging.clone() else {
                 let silent = || Error::Staging("the daemon did not say how it ended".to_owned());
-                return Err(early.map_or_else(silent, Error::Broken));
+                return Err(early.map_or_else(silent, broken));
             };
             let within = AWAY.as_secs();
             let text =

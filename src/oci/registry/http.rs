@@ -1,17 +1,21 @@
 //! From a request to what it asks for. Repository names have slashes, so paths are taken apart by hand.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Query, Request, State},
-    http::{HeaderMap, Method, StatusCode, header},
+    extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State},
+    http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
 
-use super::{Action, Authenticator, Error, Registry, Verdict};
+use super::{Action, Authenticator, Credential, Error, Registry, Verdict};
 use crate::model::Digest;
 
 pub(super) type Parameters = HashMap<String, String>;
@@ -63,10 +67,10 @@ async fn answer(server: &Server, parameters: &Parameters, request: Request) -> R
     };
     // The state of an upload is only for who may push.
     let action = if matches!(resource, Resource::Upload(_)) { Action::Push } else { action };
-    permit(server, &head.headers, repository, action).await?;
+    permit(server, &head, repository, action).await?;
     let registry = &server.registry;
     let repository = repository.unwrap_or_default();
-    match (head.method, resource) {
+    match (head.method.clone(), resource) {
         (Method::GET | Method::HEAD, Resource::Root) => Ok(Json(json!({})).into_response()),
         (Method::GET, Resource::Catalog) => registry.catalog(parameters).await,
         (Method::GET, Resource::Tags) => registry.list_tags(repository, parameters).await,
@@ -86,7 +90,7 @@ async fn answer(server: &Server, parameters: &Parameters, request: Request) -> R
         (Method::DELETE, Resource::Blob(digest)) => registry.delete_blob(repository, parse_digest(digest)?).await,
         (Method::POST, Resource::Uploads) => {
             if let (Some(digest), Some(from)) = (parameters.get("mount"), parameters.get("from")) {
-                let readable = permit(server, &head.headers, Some(from), Action::Pull).await.is_ok();
+                let readable = permit(server, &head, Some(from), Action::Pull).await.is_ok();
                 if readable && let Some(response) = registry.mount(repository, from, parse_digest(digest)?).await? {
                     return Ok(response);
                 }
@@ -101,12 +105,15 @@ async fn answer(server: &Server, parameters: &Parameters, request: Request) -> R
     }
 }
 
-async fn permit(server: &Server, headers: &HeaderMap, repository: Option<&str>, action: Action) -> Result<(), Error> {
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match server.authenticator.permits(authorization, repository, action).await {
+async fn permit(server: &Server, head: &Parts, repository: Option<&str>, action: Action) -> Result<(), Error> {
+    let header = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let peer = head.extensions.get::<ConnectInfo<SocketAddr>>();
+    let from = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip());
+    match server.authenticator.permits(Credential { header, from }, repository, action).await {
         Verdict::Allowed => Ok(()),
         Verdict::Unknown => Err(Error::Unauthorized),
         Verdict::Denied => Err(Error::Denied),
+        Verdict::Wait { seconds } => Err(Error::Wait(seconds)),
     }
 }
 
