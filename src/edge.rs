@@ -310,7 +310,8 @@ mod tests {
 
     #[test]
     fn what_clients_say_of_their_address_is_believed_of_an_ingress_only() {
-        let said = Request::builder().header("x-forwarded-for", "1.1.1.1").header("x-forwarded-for", "2.2.2.2, 192.0.2.9");
+        let said =
+            Request::builder().header("x-forwarded-for", "1.1.1.1").header("x-forwarded-for", "2.2.2.2, 192.0.2.9");
         let request = said.body(Body::empty()).unwrap();
         let client = Client { address: ([10, 0, 0, 7], 7).into(), scheme: Scheme::Http };
         let edge = || Edge::new(Arc::default(), Router::new(), "localhost".to_owned(), None);

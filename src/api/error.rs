@@ -8,7 +8,8 @@ use axum::{
 use serde_json::json;
 
 use crate::{
-    apps, auth, blob, model, runtime, source, staging, store, telemetry::{chain, request_id},
+    apps, auth, blob, model, runtime, source, staging, store,
+    telemetry::{chain, request_id},
 };
 
 /// What a caller is told.

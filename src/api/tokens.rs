@@ -84,7 +84,8 @@ impl TokenRequest {
         if self.scopes.is_empty() {
             return Err(ApiError::bad_request("a token without a scope is good for nothing; name read, push or admin"));
         }
-        let wrong = || ApiError::bad_request("expires_in_seconds is from 1 to ten years; without it a token has no end");
+        let wrong =
+            || ApiError::bad_request("expires_in_seconds is from 1 to ten years; without it a token has no end");
         let expires_at = match self.expires_in_seconds {
             Some(seconds) if (1..=LONGEST).contains(&seconds) => {
                 let seconds = i64::try_from(seconds).map_err(|_| wrong())?;

@@ -229,7 +229,9 @@ mod tests {
             changed[place] = if changed[place] == b'a' { b'b' } else { b'a' };
             assert!(!is_whole(std::str::from_utf8(&changed).unwrap()), "the change at {place} was not seen");
         }
-        for wrong in ["", PREFIX, &secret[..secret.len() - 1], &secret.to_uppercase(), &format!("{secret}0"), "epiniod_é"] {
+        for wrong in
+            ["", PREFIX, &secret[..secret.len() - 1], &secret.to_uppercase(), &format!("{secret}0"), "epiniod_é"]
+        {
             assert!(!is_whole(wrong), "{wrong}");
         }
     }

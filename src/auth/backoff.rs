@@ -73,11 +73,8 @@ impl Backoff {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let of_user = || state.users.wait(&pair.0, now);
         let is_known = from.is_this_machine() || state.known.contains_key(&pair);
-        let waits = [
-            state.pairs.wait(&pair, now),
-            state.addresses.wait(&from, now),
-            if is_known { None } else { of_user() },
-        ];
+        let waits =
+            [state.pairs.wait(&pair, now), state.addresses.wait(&from, now), if is_known { None } else { of_user() }];
         waits.into_iter().flatten().max()
     }
 

@@ -27,12 +27,7 @@ impl Authenticator for Auth {
 
 impl Auth {
     /// What the daemon itself has signed, for its builds and for nodes.
-    async fn permits_token(
-        &self,
-        token: &str,
-        repository: Option<&str>,
-        action: Action,
-    ) -> Result<Verdict, Error> {
+    async fn permits_token(&self, token: &str, repository: Option<&str>, action: Action) -> Result<Verdict, Error> {
         if let Some(begin) = self.verify_pull(token) {
             let within = repository.is_none_or(|repository| repository.starts_with(&begin));
             return Ok(if within && action == Action::Pull { Verdict::Allowed } else { Verdict::Denied });

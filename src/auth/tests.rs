@@ -169,9 +169,7 @@ async fn api_tokens_are_good_as_bearers_and_as_passwords_until_they_end() {
     assert!(!stored.contains(&secret), "{stored}");
     // The next daemon knows it as well.
     for auth in [&auth, &house.auth().await] {
-        for header in
-            [format!("Bearer {secret}"), basic_header("token", &secret), basic_header("admin", &secret)]
-        {
+        for header in [format!("Bearer {secret}"), basic_header("token", &secret), basic_header("admin", &secret)] {
             let principal = auth.identify(Some(&header), here()).await.unwrap();
             assert_eq!(principal.token.unwrap().name.as_str(), "ci", "{header}");
         }

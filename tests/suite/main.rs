@@ -4,6 +4,7 @@
 mod api;
 mod applications;
 mod architecture;
+mod auth;
 mod base_images;
 mod blob_contract;
 mod builders;
@@ -28,6 +29,7 @@ mod registry;
 mod s3;
 mod sandbox;
 mod sandbox_rootless;
+mod secrets;
 mod source_archives;
 mod store_contract;
 mod support;

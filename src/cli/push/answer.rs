@@ -9,7 +9,11 @@ use serde_json::Value;
 
 use crate::{
     api::STOPPED,
-    cli::{client::Client, error::Error, ui::Ui},
+    cli::{
+        client::{Client, broken},
+        error::Error,
+        ui::Ui,
+    },
 };
 
 /// How long a daemon may be away while it is replaced.

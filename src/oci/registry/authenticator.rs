@@ -38,5 +38,7 @@ pub enum Verdict {
     /// A valid credential that does not reach this far: 403.
     Denied,
     /// It is not looked at for so long: 429.
-    Wait { seconds: u64 },
+    Wait {
+        seconds: u64,
+    },
 }
