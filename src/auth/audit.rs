@@ -301,6 +301,33 @@ mod tests {
         assert!(last_lines(&path, 1).unwrap()[0].contains("later"));
     }
 
+    #[derive(Clone, Default)]
+    struct Lines(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn in_a_cluster_a_line_is_an_event_with_fields() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
+        let audit = Audit::to_log();
+        tracing::subscriber::with_default(subscriber.finish(), || audit.write(&entry("shop")));
+        let line: serde_json::Value = serde_json::from_slice(&lines.0.lock().unwrap()).unwrap();
+        assert_eq!((&line["target"], &line["action"]), (&"epiniod::audit".into(), &"app.delete".into()), "{line}");
+        assert_eq!((&line["name"], &line["address"]), (&"shop".into(), &"192.0.2.1".into()), "{line}");
+        assert_eq!((&line["status"], line.get("user")), (&200.into(), None), "{line}");
+        assert!(audit.last(1).unwrap().is_none());
+    }
+
     #[test]
     fn failed_logins_do_not_fill_the_log_and_are_counted() {
         let mut failures = Failures::default();

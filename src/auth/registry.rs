@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 
-use super::{Auth, ClientAddress, Error, Place, Principal, Role, Scope, Shown, shown};
+use super::{Auth, ClientAddress, Entry, Error, Place, Principal, Role, Scope, Shown, shown};
 use crate::{
-    oci::registry::{Action, Authenticator, Credential, Verdict},
+    oci::registry::{Action, Authenticator, Change, Credential, Verdict},
     telemetry::chain,
 };
 
@@ -22,6 +22,26 @@ impl Authenticator for Auth {
             }
         };
         result.unwrap_or_else(|error| verdict(&error))
+    }
+
+    /// What builds write is part of a push, which has its own line.
+    async fn changed(&self, credential: Credential<'_>, change: Change<'_>) {
+        if credential.header.and_then(own_token).is_some_and(|token| self.is_of_a_build(&token)) {
+            return;
+        }
+        let from = ClientAddress::direct(credential.from);
+        // Who was right a moment ago still is, and it costs nothing.
+        let Ok(principal) = self.identify(credential.header, from).await else { return };
+        let action = if change.action == Action::Delete { "image.delete" } else { "image.push" };
+        let (namespace, name) = change.repository.split_once('/').unwrap_or(("", change.repository));
+        self.audit.write(&Entry {
+            user: Some(principal.name.to_string()),
+            token: principal.token.map(|token| token.name.to_string()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(format!("{name}:{}", change.reference.chars().take(128).collect::<String>())),
+            status: Some(change.status),
+            ..Entry::new(action, from)
+        });
     }
 }
 

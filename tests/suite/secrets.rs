@@ -155,12 +155,15 @@ fn secrets_are_nowhere_but_where_they_have_to_be() {
     let mut all = Vec::new();
     files(daemon.dir(), device, &mut all);
     assert!(all.len() > 20, "the search is broken: {all:#?}");
+    let shared = daemon.dir().join("settings.yaml");
     let mut misplaced = BTreeSet::new();
     for path in &all {
         search(path, &secrets, |secret| {
             let within = path.strip_prefix(daemon.data_dir()).ok();
             let is_allowed = within.is_some_and(|path| secret.allowed.iter().any(|allowed| path.starts_with(allowed)));
-            if !is_allowed && !path.starts_with(daemon.dir().join("source")) {
+            // What this test wrote itself, and the login that the first start shares with the command line.
+            let is_ours = [&daemon.dir().join("source"), &shared].iter().any(|ours| path.starts_with(ours));
+            if !is_allowed && !is_ours {
                 misplaced.insert(format!("{} in {}", secret.name, path.display()));
             }
         });
@@ -170,22 +173,19 @@ fn secrets_are_nowhere_but_where_they_have_to_be() {
     let mut there = Vec::new();
     search(&daemon.data_dir().join("client.yaml"), &secrets, |secret| there.push(secret.name));
     assert_eq!(there, ["the admin's password"]);
-    assert!(
-        fs::read_to_string(daemon.dir().join("daemon.log")).unwrap().contains("TRACE")
-            || daemon.log_tail().contains("INFO")
-    );
+    assert!(fs::read_to_string(daemon.dir().join("daemon.log")).unwrap().contains("a command is run in an instance"));
 
     // Nobody else gets that far, whatever the umask.
     assert_eq!(fs::metadata(daemon.data_dir()).unwrap().permissions().mode() & 0o777, 0o700);
-    for file in ["client.yaml", "audit.jsonl"] {
-        assert_eq!(fs::metadata(daemon.data_dir().join(file)).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
+    for file in [daemon.data_dir().join("client.yaml"), daemon.data_dir().join("audit.jsonl"), shared] {
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
     }
 }
 
 /// An environment is in records, and where an instance is started from.
-const ENVIRONMENT: &[&str] = &["store", "instances"];
+const ENVIRONMENT: &[&str] = &["store", "workloads"];
 /// A file of the source is in its archive, in layers of the image, and in what is unpacked of them.
-const SOURCE: &[&str] = &["blobs", "images", "instances"];
+const SOURCE: &[&str] = &["blobs", "layers", "workloads"];
 
 /// Brings secrets to every door; everything that is answered, but for what was asked for.
 fn pass_through(daemon: &Daemon, token: &str, websocket: &str, secrets: [&String; 4]) -> String {

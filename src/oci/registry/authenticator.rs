@@ -10,6 +10,20 @@ use serde::{Deserialize, Serialize};
 pub trait Authenticator: Send + Sync + 'static {
     /// `repository` is none for what concerns the registry as a whole (`GET /v2/`, the catalogue).
     async fn permits(&self, credential: Credential<'_>, repository: Option<&str>, action: Action) -> Verdict;
+
+    /// Somebody who was known changed something, or was refused. Who keeps no account of it need not do anything.
+    async fn changed(&self, _credential: Credential<'_>, _change: Change<'_>) {}
+}
+
+/// A change of a repository: of its manifests, which are what makes images of blobs.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    pub action: Action,
+    pub repository: &'a str,
+    /// The tag or digest.
+    pub reference: &'a str,
+    /// How it was answered.
+    pub status: u16,
 }
 
 /// What somebody shows, and where.
