@@ -46,6 +46,8 @@ pub struct Surroundings {
     pub environment: Vec<(&'static str, String)>,
     /// Octal, as the shell has it.
     pub umask: Option<&'static str>,
+    /// Of the user admin, where it is to be no other daemon's.
+    pub password: Option<String>,
 }
 
 pub struct Daemon {
@@ -96,10 +98,10 @@ impl Daemon {
         let mut daemon = Self {
             program: program(&dir, run_by),
             run_by,
+            password: surroundings.password.clone().unwrap_or_else(|| "the-password-of-tests".to_owned()),
             surroundings,
             port: free_port(),
             registry_port: free_port(),
-            password: "the-password-of-tests".to_owned(),
             child: None,
             reaper: None,
             dir,
