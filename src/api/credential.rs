@@ -223,6 +223,24 @@ mod tests {
     use axum::body::Body;
 
     use super::*;
+    use crate::{
+        auth::{Audit, Role},
+        store::{DiskStore, Objects},
+    };
+
+    #[tokio::test]
+    async fn a_change_whose_client_went_away_has_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::new(DiskStore::open(&dir.path().join("store")).unwrap());
+        let auth = Auth::open(objects, Audit::to_files(dir.path()).unwrap()).await.unwrap();
+        let principal = Principal { name: "admin".parse().unwrap(), role: Role::Admin, token: None };
+        let request = Request::delete("/api/v1/services").body(Body::empty()).unwrap();
+        let begun = Asked::of(&request, Parameters(Vec::new())).line(&auth, &principal);
+        assert_eq!(auth.audit().last(10).unwrap().unwrap(), [] as [String; 0], "it has not ended");
+        drop(begun);
+        let line: serde_json::Value = serde_json::from_str(&auth.audit().last(10).unwrap().unwrap().remove(0)).unwrap();
+        assert_eq!((&line["user"], &line["status"]), (&"admin".into(), &serde_json::Value::Null), "{line}");
+    }
 
     #[test]
     fn pages_of_other_sites_are_told_apart() {

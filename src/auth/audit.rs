@@ -314,14 +314,30 @@ mod tests {
         }
     }
 
-    #[test]
-    fn in_a_cluster_a_line_is_an_event_with_fields() {
+    /// What is logged meanwhile, as JSON.
+    fn logged(what: impl FnOnce()) -> serde_json::Value {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(subscriber.finish(), what);
+        serde_json::from_slice(&lines.0.lock().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_line_that_finds_no_place_is_in_the_log() {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let files = Files { path: "/dev/full".into(), file: full, size: 0, large: LARGE };
+        let audit = Audit::to(Target::Files(Mutex::new(files)));
+        let said = logged(|| audit.write(&entry("shop")));
+        assert_eq!(said["level"], "ERROR");
+        let line: serde_json::Value = serde_json::from_str(said["line"].as_str().unwrap()).unwrap();
+        assert_eq!(line["name"], "shop", "{said}");
+    }
+
+    #[test]
+    fn in_a_cluster_a_line_is_an_event_with_fields() {
         let audit = Audit::to_log();
-        tracing::subscriber::with_default(subscriber.finish(), || audit.write(&entry("shop")));
-        let line: serde_json::Value = serde_json::from_slice(&lines.0.lock().unwrap()).unwrap();
+        let line = logged(|| audit.write(&entry("shop")));
         assert_eq!((&line["target"], &line["action"]), (&"epiniod::audit".into(), &"app.delete".into()), "{line}");
         assert_eq!((&line["name"], &line["address"]), (&"shop".into(), &"192.0.2.1".into()), "{line}");
         assert_eq!((&line["status"], line.get("user")), (&200.into(), None), "{line}");

@@ -84,7 +84,7 @@ impl House {
         };
         let blobs = bucket::open_blobs(config, &objects).await?;
         let auth = Auth::open(objects.clone(), audit(config)?).await?;
-        credential::provide(config, api, &auth).await?;
+        credential::provide(config, control.mode(), api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
         let (runtime, registry_address) = match place {
             Some(place) => cluster::open(config, place, registry_at, &blobs, &registry, &auth).await?,

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::Error;
+use super::{Error, Mode};
 use crate::{
     auth::{self, Auth, Password},
     config::{ClientSettings, Config, Kubernetes, client_settings_file},
@@ -24,7 +24,7 @@ enum Start {
 ///
 /// The file is there before the user is. A daemon that is killed in between finds the password in it, and
 /// nobody is locked out.
-pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Result<(), Error> {
+pub(super) async fn provide(config: &Config, mode: Mode, api: SocketAddr, auth: &Auth) -> Result<(), Error> {
     let path = config.data_dir.join("client.yaml");
     let failed = |source| Error::Credential { path: path.clone(), source };
     let before = ClientSettings::read(&path).map_err(failed)?;
@@ -45,7 +45,7 @@ pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Re
         settings.namespace = Namespace::DEFAULT.to_owned();
         settings.set_password(text);
         settings.write(&path).map_err(failed)?;
-        show(&password, &path);
+        show(&password, mode, &path);
         auth.create_admin(password).await?;
     } else if before.as_ref() != Some(&settings) {
         settings.write(&path).map_err(failed)?;
@@ -58,9 +58,10 @@ pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Re
 }
 
 /// Says where the password is; logs are kept and collected, so that it is shown only to who sits in front of a terminal.
-fn show(password: &Password, path: &Path) {
+fn show(password: &Password, mode: Mode, path: &Path) {
     let Password::Made(password) = password else { return };
-    if std::io::stderr().is_terminal() {
+    // 'up' says it itself.
+    if mode == Mode::Serve && std::io::stderr().is_terminal() {
         eprintln!("the password of the first user, '{}', is {password}; it is shown once", auth::ADMIN);
     }
     tracing::info!(user = auth::ADMIN, "created the first user; its password is in {}", path.display());

@@ -217,7 +217,10 @@ fn a_token_pushes_with_curl_and_with_the_command_line_after_a_restart() {
     assert!(with_login(&["apps", "list"], "").contains("shop"));
     // By its websockets, which reach no further.
     with_login(&["apps", "logs", "shop"], "");
+    assert!(daemon.output(["apps", "exec", "shop", "--", "true"]).status.success());
     let lines = audit(&daemon);
+    let exec = lines.iter().find(|line| line["action"] == "app.exec").expect("a line of the command");
+    assert_eq!((&exec["user"], &exec["status"]), (&json!("admin"), &json!(101)), "{exec}");
     let push = lines.iter().find(|line| line["action"] == "app.push").expect("a line of the push");
     assert_eq!(
         (&push["user"], &push["token"], &push["name"]),

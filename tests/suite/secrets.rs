@@ -6,7 +6,7 @@ use std::{
     fs,
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -163,6 +163,32 @@ fn secrets_are_nowhere_but_where_they_have_to_be() {
     for file in [daemon.data_dir().join("client.yaml"), daemon.data_dir().join("audit.jsonl"), shared] {
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
     }
+}
+
+#[test]
+fn a_password_that_is_made_up_is_in_no_log() {
+    let daemon = Daemon::idle();
+    let log = daemon.dir().join("serve.log");
+    let mut serve = daemon.command(["serve"]);
+    let mut serve = serve.stdin(Stdio::null()).stderr(fs::File::create(&log).unwrap()).spawn().expect("it starts");
+    wait_until("it serves", PATIENCE, || get(&daemon.api("/ready")).is_ok_and(|answer| answer.status == 200));
+    let text = fs::read_to_string(daemon.data_dir().join("client.yaml")).unwrap();
+    let encoded = text.lines().find_map(|line| line.strip_prefix("pass: ")).expect("a password").trim_matches('\'');
+    let password = String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap();
+    let secret = Secret::new("the password", &password, &[]);
+    assert_eq!(search(&log, &secret), [] as [PathBuf; 0]);
+    assert_eq!(search(&daemon.data_dir().join("store"), &secret), [] as [PathBuf; 0]);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("created the first user; its password is in") && said.contains("client.yaml"), "{said}");
+    // Nobody can guess it, so that nobody keeps it out.
+    let credential = |password: &str| format!("admin:{password}");
+    for _ in 0..6 {
+        request(&["-u", &credential("wrong"), &daemon.api("/api/v1/me")]).unwrap();
+    }
+    assert_eq!(request(&["-u", &credential("wrong"), &daemon.api("/api/v1/me")]).unwrap().status, 429);
+    assert_eq!(request(&["-u", &credential(&password), &daemon.api("/api/v1/me")]).unwrap().status, 200);
+    daemon.run(["stop", "--all"]);
+    assert!(serve.wait().expect("it ends").success());
 }
 
 /// An environment is in records, and where an instance is started from.
