@@ -13,7 +13,7 @@
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
 //!
 //! A credential is a user's name and password (`Basic`), or an API token, as `Bearer` or in place of the password. What a token
-//! reaches, and what is in the audit log, is declared for each route in [`access`], and enforced in [`credential`].
+//! reaches, and what is in the audit log, is declared for each route in `access`, and enforced in `credential`.
 //!
 //! What a caller may read of an error is in the answer, with a request id; its cause is in the daemon's log under
 //! the same id.

@@ -1,7 +1,7 @@
 //! Users, passwords, tokens, and the log of what was done with them: who somebody is, and what a build may do.
 //!
 //! Passwords are kept as argon2id hashes. A password that was checked once is remembered by a keyed hash, so that
-//! the price is paid once and not for each request. Who guesses waits ([`backoff`]). What nobody can guess (API tokens, and
+//! the price is paid once and not for each request. Who guesses waits (`backoff` says how). What nobody can guess (API tokens, and
 //! passwords that were made here) is kept as a plain hash. Secrets are compared by HMACs with a key that nobody else knows,
 //! in a time that says nothing; users that do not exist cost what wrong passwords do.
 //!

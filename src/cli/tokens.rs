@@ -28,7 +28,7 @@ pub enum Tokens {
     /// Create a token, and print it: it is not shown again
     ///
     /// A program shows it as 'Authorization: Bearer TOKEN', or as the password of any user:
-    /// curl -u token:TOKEN -T app.tar.gz http://epinio.localhost:8080/push/workspace/shop
+    /// curl -u token:TOKEN -T app.tar.gz `http://epinio.localhost:8080/push/workspace/shop`
     #[command(verbatim_doc_comment)]
     Create(Create),
     /// Delete a token; who has it is refused from then on
