@@ -10,12 +10,18 @@
 //! | `GET /push/NAMESPACE/APP/STAGING?heard=LINES` | ours: the same answer once more, from a line on, for whoever lost the connection |
 //! | `GET /daemon/namespaces/NAMESPACE/applications/APP/releases` | ours: the releases that are kept, the newest first |
 //! | `GET /daemon/namespaces/NAMESPACE/applications/APP/stagings` | ours: the same of stagings, with the time that each phase took |
+//! | `GET`, `POST /daemon/tokens`, `DELETE /daemon/tokens/NAME` | ours: API tokens; a new one is in the answer, and nowhere else |
+//! | `GET /daemon/audit?lines=NUMBER` | ours: the end of the audit log, one JSON object in each line |
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
 //! | `GET /daemon/routes` | ours: every route, who answers it, and its certificate |
+//!
+//! A credential is a user's name and password (`Basic`), or an API token, as `Bearer` or in place of the password. What a token
+//! reaches, and what is in the audit log, is declared for each route in `access`, and enforced in `credential`.
 //!
 //! What a caller may read of an error is in the answer, with a request id; its cause is in the daemon's log under
 //! the same id.
 
+mod access;
 mod applications;
 mod credential;
 mod environment;
@@ -32,6 +38,7 @@ mod routes;
 mod shape;
 mod staging;
 mod system;
+mod tokens;
 mod websocket;
 
 use std::sync::Arc;
@@ -40,7 +47,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{get, post, put},
+    routing::{delete, get, post, put},
 };
 
 use tokio_util::task::TaskTracker;
@@ -92,35 +99,47 @@ impl Urls {
 pub fn router(state: ApiState, more: Router) -> Router {
     let authenticated = middleware::from_fn_with_state(state.clone(), credential::require);
     let with_token = middleware::from_fn_with_state(state.clone(), credential::require_token);
+    let protected = protected().with_state(state.clone()).merge(more).route_layer(authenticated);
+    let websockets = websockets().route_layer(with_token).with_state(state);
+    Router::new()
+        .route("/ready", get(system::ready))
+        .route("/live", get(system::ready))
+        .merge(protected)
+        .merge(websockets)
+        .fallback(system::not_found)
+        .layer(middleware::from_fn(shape::shape))
+}
+
+fn protected() -> Router<ApiState> {
     let uploads = Router::new()
         .route("/push/{namespace}/{app}", put(push::push).post(push::push))
         .route("/push/{namespace}/{app}/{stage}", get(push::follow))
         .route("/api/v1/namespaces/{namespace}/applications/{app}/store", post(push::store))
         .layer(DefaultBodyLimit::disable());
-    let history = Router::new().route("/releases", get(history::releases)).route("/stagings", get(history::stagings));
-    let protected = Router::new()
-        .nest("/daemon/namespaces/{namespace}/applications/{app}", history)
-        .nest("/api/v1", v1().layer(DefaultBodyLimit::max(MAX_JSON_BYTES)))
-        .merge(uploads)
+    let own = Router::new()
+        .route("/daemon/tokens", get(tokens::list).post(tokens::create))
+        .route("/daemon/tokens/{token}", delete(tokens::delete))
+        .route("/daemon/audit", get(tokens::audit))
         .route("/daemon/routes", get(routes::list))
-        .with_state(state.clone())
-        .merge(more)
-        .route_layer(authenticated);
-    let websockets = Router::new()
+        .route("/daemon/namespaces/{namespace}/applications/{app}/releases", get(history::releases))
+        .route("/daemon/namespaces/{namespace}/applications/{app}/stagings", get(history::stagings));
+    Router::new().nest("/api/v1", v1().layer(DefaultBodyLimit::max(MAX_JSON_BYTES))).merge(uploads).merge(own)
+}
+
+fn websockets() -> Router<ApiState> {
+    let routes = Router::new()
         .route("/namespaces/{namespace}/applications/{app}/logs", get(logs::of_app))
         .route("/namespaces/{namespace}/applications/{app}/exec", get(exec::exec))
         .route("/namespaces/{namespace}/applications/{app}/portforward", get(port_forward::port_forward))
         .route("/namespaces/{namespace}/staging/{stage}/logs", get(logs::of_staging))
-        .route("/namespaces/{namespace}/staging/{stage}/complete", get(staging::complete_websocket))
-        .route_layer(with_token)
-        .with_state(state.clone());
-    Router::new()
-        .route("/ready", get(system::ready))
-        .route("/live", get(system::ready))
-        .merge(protected)
-        .nest("/wapi/v1", websockets)
-        .fallback(system::not_found)
-        .layer(middleware::from_fn(shape::shape))
+        .route("/namespaces/{namespace}/staging/{stage}/complete", get(staging::complete_websocket));
+    Router::new().nest("/wapi/v1", routes)
+}
+
+/// The routes that want a credential, as they describe themselves.
+#[cfg(test)]
+fn guarded_routes() -> [String; 2] {
+    [format!("{:?}", protected()), format!("{:?}", websockets())]
 }
 
 fn v1() -> Router<ApiState> {

@@ -3,6 +3,7 @@
 //! stdout is data, stderr is talk. `up` and `push` print one line on stdout, the URL. Exit codes and hints are in [`error`].
 
 mod apps;
+mod audit;
 mod authorities;
 mod ca;
 mod client;
@@ -25,6 +26,7 @@ mod serve;
 mod settings;
 mod stop;
 mod terminal;
+mod tokens;
 mod ui;
 mod uninstall;
 mod up;
@@ -73,8 +75,8 @@ enum Command {
     ///
     /// API, applications and registry, until SIGTERM; applications run on, and the next daemon
     /// takes them up. The first start creates the user 'admin' with the password of
-    /// EPINIOD_ADMIN_PASSWORD, or a random one, which is logged once and kept in
-    /// client.yaml of the data directory. A flag wins over its variable, a variable over the file.
+    /// EPINIOD_ADMIN_PASSWORD, or a random one, which is shown once at a terminal and kept in
+    /// client.yaml of the data directory, never in the log. A flag wins over its variable, a variable over the file.
     #[command(verbatim_doc_comment, after_help = serve::CONFIG_HELP)]
     Serve(serve::Serve),
     /// Stop the daemon of this machine
@@ -104,6 +106,15 @@ enum Command {
     Login(login::Login),
     /// Remove the credential from the settings file
     Logout(login::Logout),
+    /// Credentials for programs: create, list, delete
+    #[command(subcommand, visible_alias = "token")]
+    Tokens(tokens::Tokens),
+    /// Show who changed what: the end of the audit log, one JSON object in each line
+    ///
+    /// The file is audit.jsonl of the data directory; in a cluster it is in the log of the daemon's pod,
+    /// with the target epiniod::audit.
+    #[command(verbatim_doc_comment)]
+    Audit(audit::Audit),
     /// The authority of a daemon's certificates where no public one signs them: show, trust
     #[command(subcommand)]
     Ca(ca::Ca),
@@ -259,6 +270,8 @@ fn execute(command: Command, ui: &Ui) -> Result<ExitCode, Error> {
         Command::Install(install) => client_runtime()?.block_on(install.run(ui)),
         Command::Uninstall(uninstall) => client_runtime()?.block_on(uninstall.run(ui)),
         Command::Manifests(manifests) => manifests.run(ui),
+        Command::Tokens(tokens) => client_runtime()?.block_on(tokens.run(ui)),
+        Command::Audit(audit) => client_runtime()?.block_on(audit.run(ui)),
         Command::Ca(ca) => client_runtime()?.block_on(ca.run(ui)),
         Command::Info(info) => client_runtime()?.block_on(info.run(ui)),
     }

@@ -124,6 +124,8 @@ fn address_of(listener: &TcpListener) -> Result<SocketAddr, Error> {
 }
 
 async fn serve_registry(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+    // Who guesses there waits by address.
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
         tracing::error!(error = %crate::telemetry::chain(&error), "the registry stopped");
     }

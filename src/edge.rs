@@ -34,6 +34,7 @@ use self::{proxy::Proxy, tls::Version};
 use crate::{
     acme::Challenges,
     apps::{Lookup, RouteTable},
+    auth::ClientAddress,
 };
 
 /// How many connections may be open, where the limit of open files allows it.
@@ -54,6 +55,7 @@ pub struct Edge {
     /// Where the same is served with TLS; there requests without it are sent.
     tls_port: Option<u16>,
     challenges: Arc<Challenges>,
+    in_front: InFront,
     /// What the API is about to answer.
     asked: TaskTracker,
 }
@@ -63,6 +65,15 @@ pub struct Edge {
 pub enum Transport {
     Plain,
     Tls(Tls),
+}
+
+/// Who is between clients and the listener, as far as the API's clients are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InFront {
+    /// Nobody: what `X-Forwarded-For` says is made up.
+    Nobody,
+    /// An ingress controller, which adds the address of its client.
+    Ingress,
 }
 
 /// Who sent a request, and how it came.
@@ -95,7 +106,13 @@ impl Edge {
         tls_port: Option<u16>,
         challenges: Arc<Challenges>,
     ) -> Self {
-        Self { routes, api, system_domain, proxy: Proxy::default(), tls_port, challenges, asked: TaskTracker::new() }
+        let (proxy, asked) = (Proxy::default(), TaskTracker::new());
+        Self { routes, api, system_domain, proxy, tls_port, challenges, in_front: InFront::Nobody, asked }
+    }
+
+    /// The same, behind somebody.
+    pub fn behind(self, in_front: InFront) -> Self {
+        Self { in_front, ..self }
     }
 
     /// Ends when the API has answered what it was asked; bodies and applications may take longer.
@@ -144,7 +161,7 @@ impl Edge {
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
 
-    async fn answer(&self, request: Request<Body>, client: Client) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Body>, client: Client) -> Response<Body> {
         if let Some(text) = self.challenges.text(request.uri().path()) {
             return Response::new(Body::from(text));
         }
@@ -154,6 +171,8 @@ impl Edge {
         }
         if self.is_api(&host) {
             let _asked = self.asked.token();
+            let address = self.address_of(&request, client);
+            request.extensions_mut().insert(address);
             return match self.api.clone().oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
@@ -168,6 +187,17 @@ impl Edge {
             Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
             Lookup::Unknown => pages::unknown(&request, &host),
+        }
+    }
+
+    /// Whom the API takes a client for.
+    fn address_of(&self, request: &Request<Body>, client: Client) -> ClientAddress {
+        let peer = client.address.ip();
+        // Several lines are one list.
+        let last = request.headers().get_all(proxy::FORWARDED_FOR).iter().next_back();
+        match last.filter(|_| self.in_front == InFront::Ingress) {
+            Some(said) => ClientAddress::behind(peer, said.to_str().unwrap_or_default()),
+            None => ClientAddress::direct(peer),
         }
     }
 
@@ -287,6 +317,18 @@ mod tests {
             let request = Request::builder().header(header::HOST, given).body(Body::empty()).unwrap();
             assert_eq!(host_of(&request), expected);
         }
+    }
+
+    #[test]
+    fn what_clients_say_of_their_address_is_believed_of_an_ingress_only() {
+        let said =
+            Request::builder().header("x-forwarded-for", "1.1.1.1").header("x-forwarded-for", "2.2.2.2, 192.0.2.9");
+        let request = said.body(Body::empty()).unwrap();
+        let client = Client { address: ([10, 0, 0, 7], 7).into(), scheme: Scheme::Http };
+        let edge = || Edge::new(Arc::default(), Router::new(), "localhost".to_owned(), None, Arc::default());
+        assert_eq!(edge().address_of(&request, client), ClientAddress::direct([10, 0, 0, 7].into()));
+        let behind = edge().behind(InFront::Ingress).address_of(&request, client);
+        assert_eq!(behind, ClientAddress { address: [192, 0, 2, 9].into(), via: Some([10, 0, 0, 7].into()) });
     }
 
     /// A client whose connection an edge with this API serves, and how that ends.

@@ -32,13 +32,13 @@
 //! | [`buildpacks`] | the embedded buildpacks, written with libcnb |
 //! | [`base`] | base images from Debian packages |
 //! | [`builders`] | builder images of others, copied into the registry with their run images |
-//! | [`auth`] | users, passwords, tokens |
+//! | [`auth`] | users, passwords, tokens, and the log of what was changed |
 //! | [`runtime`] | where things run: jobs of steps, and workloads; in sandboxes of this machine, or in a cluster |
 //! | [`launcher`] | the small program in every application image |
 //! | [`oci`] | manifests, one-pass layers, the registry and its client |
 //! | [`blob`], [`store`] | content by digest, and small typed objects with compare-and-swap |
 //! | [`model`] | names, digests, routes, applications, stagings, releases |
-//! | [`telemetry`] | logs of the daemon |
+//! | [`telemetry`] | logs of the daemon, and the ids of requests |
 //!
 //! # A push
 //!
@@ -119,6 +119,12 @@
 //! machine, and reaches what any user's programs reach, listeners on loopback and link-local addresses included. The API and the
 //! registry answer 401 to whoever has no credential. Files, processes, and (from Linux 6.12) abstract sockets of others
 //! are out of reach in both cases. Without a cgroup memory is watched and processes are counted; the daemon says so.
+//!
+//! # Who may do what
+//!
+//! [`edge`] knows the address of a client, and hands it on with the request. [`api`] has one gate: it asks [`auth`] who that is, looks
+//! into the table of routes how far it reaches, and writes the line of the audit log when the change has ended. The registry asks
+//! the same guard, so that who guesses at one door waits at all. A route that is in no table is reached by no token.
 //!
 //! # State
 //!

@@ -17,7 +17,7 @@ pub use app::{App, AppChange, Origin, Restart};
 pub use builder::{Builder, BuilderName, ImagePlace, InvalidBuilder};
 pub use digest::{Digest, InvalidDigest};
 pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
-pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, UserName};
+pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, TokenName, UserName};
 pub use release::{Release, ReleaseId, ReleaseState};
 pub use route::{InvalidRoute, Route};
 pub use staging::{AfterStaging, Basis, BuilderImages, Phase, Staging, StagingState};

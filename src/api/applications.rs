@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     ApiError, ApiState,
-    credential::Caller,
+    credential::{Caller, Named},
     json::Body,
     models::{self, AppCreateRequest, AppUpdateRequest, NamesResponse, ok},
     namespaces::{listed, parse},
@@ -19,8 +19,10 @@ use crate::{
     model::{App, AppName, Namespace},
 };
 
-pub(super) async fn list_all(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
-    describe(&state, state.apps.list(None).await?).await
+pub(super) async fn list_all(State(state): State<ApiState>, caller: Caller) -> Result<Json<Value>, ApiError> {
+    let mut apps = state.apps.list(None).await?;
+    apps.retain(|app| caller.0.sees(&app.namespace));
+    describe(&state, apps).await
 }
 
 pub(super) async fn list(
@@ -35,12 +37,13 @@ pub(super) async fn create(
     Path(namespace): Path<String>,
     caller: Caller,
     Body(request): Body<AppCreateRequest>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+) -> Result<(StatusCode, Named, Json<Value>), ApiError> {
     let namespace = parse(&namespace)?;
-    let name = request.name.parse()?;
+    let name: AppName = request.name.parse()?;
+    let named = Named(name.to_string());
     let config = request.configuration.change()?;
-    state.apps.create(NewApp { namespace, name, username: caller.0.to_string(), config }).await?;
-    Ok((StatusCode::CREATED, ok()))
+    state.apps.create(NewApp { namespace, name, username: caller.0.name.to_string(), config }).await?;
+    Ok((StatusCode::CREATED, named, ok()))
 }
 
 pub(super) async fn show(

@@ -7,7 +7,10 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{apps, auth, blob, model, runtime, source, staging, store, telemetry::chain};
+use crate::{
+    apps, auth, blob, model, runtime, source, staging, store,
+    telemetry::{chain, request_id},
+};
 
 /// What a caller is told.
 #[derive(Debug)]
@@ -15,11 +18,13 @@ pub struct ApiError {
     pub status: StatusCode,
     pub title: String,
     pub details: String,
+    /// After how many seconds it is worth another try, where that is known.
+    pub retry_after: Option<u64>,
 }
 
 impl ApiError {
     pub fn new(status: StatusCode, title: impl Into<String>) -> Self {
-        Self { status, title: title.into(), details: String::new() }
+        Self { status, title: title.into(), details: String::new(), retry_after: None }
     }
 
     pub fn bad_request(title: impl Into<String>) -> Self {
@@ -81,6 +86,9 @@ impl IntoResponse for ApiError {
         headers.insert("X-Content-Type-Options", header::HeaderValue::from_static("nosniff"));
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Basic realm=\"epiniod\""));
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -155,10 +163,21 @@ impl From<source::Error> for ApiError {
 
 impl From<auth::Error> for ApiError {
     fn from(error: auth::Error) -> Self {
-        match error {
-            auth::Error::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
-            error => Self::internal(&error),
-        }
+        use auth::Error;
+        let status = match &error {
+            Error::Missing
+            | Error::Unsupported
+            | Error::Wrong
+            | Error::TokenDamaged
+            | Error::TokenUnknown
+            | Error::TokenExpired { .. }
+            | Error::WebsocketToken => StatusCode::UNAUTHORIZED,
+            Error::Wait { .. } | Error::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Error::TokenExists(_) | Error::TooManyTokens(_) => StatusCode::CONFLICT,
+            Error::NoSuchToken(_) => StatusCode::NOT_FOUND,
+            Error::Hash(_) | Error::Interrupted(_) | Error::Store(_) => return Self::internal(&error),
+        };
+        Self { retry_after: error.retry_after(), ..Self::new(status, error.to_string()) }
     }
 }
 
@@ -178,11 +197,4 @@ impl From<model::InvalidRoute> for ApiError {
     fn from(error: model::InvalidRoute) -> Self {
         Self::bad_request(error.to_string())
     }
-}
-
-fn request_id() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 8];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -65,7 +65,7 @@ pub(super) async fn exec(
     };
     let app = find(&state, &path).await?;
     // Not what it is: commands have secrets in them.
-    tracing::info!(app.name = %app.name, app.namespace = %app.namespace, user = %caller.0, "a command is run in an instance");
+    tracing::info!(app.name = %app.name, app.namespace = %app.namespace, user = %caller.0.name, "a command is run in an instance");
     let session = state.apps.exec(&app, given("instance"), words, terminal).await?;
     Ok(upgrade.protocols(PROTOCOLS).on_upgrade(move |socket| talk(socket, session)))
 }

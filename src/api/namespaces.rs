@@ -9,15 +9,16 @@ use serde_json::{Value, json};
 
 use super::{
     ApiError, ApiState,
+    credential::{Caller, Named},
     json::Body,
     models::{NamesResponse, NamespaceCreate, ok},
 };
 use crate::{apps::NamespaceRecord, model::Namespace};
 
-pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn list(State(state): State<ApiState>, caller: Caller) -> Result<Json<Value>, ApiError> {
     let mut all = Vec::new();
-    for record in state.apps.namespaces().await? {
-        all.push(describe(&state, &record).await?);
+    for record in state.apps.namespaces().await?.iter().filter(|record| caller.0.sees(&record.name)) {
+        all.push(describe(&state, record).await?);
     }
     Ok(Json(Value::Array(all)))
 }
@@ -25,9 +26,10 @@ pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, A
 pub(super) async fn create(
     State(state): State<ApiState>,
     Body(request): Body<NamespaceCreate>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    state.apps.create_namespace(&request.name.parse()?).await?;
-    Ok((StatusCode::CREATED, ok()))
+) -> Result<(StatusCode, Named, Json<Value>), ApiError> {
+    let name: Namespace = request.name.parse()?;
+    state.apps.create_namespace(&name).await?;
+    Ok((StatusCode::CREATED, Named(name.to_string()), ok()))
 }
 
 pub(super) async fn show(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
@@ -59,11 +61,13 @@ async fn forget(state: &ApiState, namespace: &Namespace) -> Result<(), ApiError>
 
 pub(super) async fn matches(
     State(state): State<ApiState>,
+    caller: Caller,
     pattern: Option<Path<String>>,
 ) -> Result<Json<NamesResponse>, ApiError> {
     let prefix = pattern.map(|Path(pattern)| pattern).unwrap_or_default();
     let records = state.apps.namespaces().await?;
-    let names = records.iter().map(|record| record.name.to_string()).filter(|name| name.starts_with(&prefix)).collect();
+    let seen = records.iter().filter(|record| caller.0.sees(&record.name));
+    let names = seen.map(|record| record.name.to_string()).filter(|name| name.starts_with(&prefix)).collect();
     Ok(Json(NamesResponse { names }))
 }
 

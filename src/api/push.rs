@@ -119,7 +119,7 @@ async fn begin(
     let source = state.sources.receive(&namespace, &name, body).await?;
     let upload = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     // A task of its own: what has arrived is staged, also when the client goes away just now.
-    let new = NewApp { namespace, name, username: caller.0.to_string(), config: wishes.change };
+    let new = NewApp { namespace, name, username: caller.0.name.to_string(), config: wishes.change };
     let state = state.clone();
     let staging = tokio::spawn(async move {
         let (app, change) = wanted(&state, new).await?;

@@ -29,8 +29,10 @@ pub(super) async fn info(State(state): State<ApiState>) -> Json<Value> {
 }
 
 pub(super) async fn me(caller: Caller) -> Json<Value> {
+    // Ours: the name of the token that was shown in place of a password.
+    let token = caller.0.token.as_ref().map(|token| &token.name);
     let admin = json!({ "id": "admin", "name": "Admin Role", "namespace": "", "default": false });
-    Json(json!({ "user": caller.0, "roles": [admin], "namespaces": [], "gitconfigs": [] }))
+    Json(json!({ "user": caller.0.name, "roles": [admin], "namespaces": [], "gitconfigs": [], "token": token }))
 }
 
 pub(super) async fn token(State(state): State<ApiState>, caller: Caller) -> Json<Value> {

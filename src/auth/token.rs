@@ -4,9 +4,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
-use super::{Auth, Error, random};
+use super::{Auth, ClientAddress, Error, Principal, Role, random};
 use crate::{
-    model::{Namespace, StageId, Staging, Timestamp, UserName},
+    model::{Namespace, StageId, Staging, Timestamp, TokenName, UserName},
     oci::registry::Action,
     store::{self, Key, Kind, Objects, Resource},
 };
@@ -43,6 +43,10 @@ struct PullClaims {
 #[derive(Serialize, Deserialize)]
 struct WebsocketClaims {
     websocket: UserName,
+    role: Role,
+    /// How far it reaches is how far this one does.
+    #[serde(default)]
+    token: Option<TokenName>,
     expires_at: Timestamp,
 }
 
@@ -56,6 +60,11 @@ impl Auth {
     /// A token for a build.
     pub fn sign(&self, claims: &BuildClaims) -> String {
         self.seal(claims)
+    }
+
+    /// Was it made here for a build? That build may have ended.
+    pub(super) fn is_of_a_build(&self, token: &str) -> bool {
+        self.open_token::<BuildClaims>(token).is_some()
     }
 
     /// The claims of a token that is genuine, not expired, and whose staging still goes on.
@@ -79,15 +88,28 @@ impl Auth {
     }
 
     /// A token for a websocket, which cannot send a header from a browser.
-    pub fn websocket_token(&self, user: &UserName) -> String {
+    pub fn websocket_token(&self, principal: &Principal) -> String {
         let expires_at = Timestamp::from_second(Timestamp::now().as_second() + WEBSOCKET_SECONDS);
-        self.seal(&WebsocketClaims { websocket: user.clone(), expires_at })
+        let token = principal.token.as_ref().map(|pass| pass.name.clone());
+        self.seal(&WebsocketClaims { websocket: principal.name.clone(), role: principal.role, token, expires_at })
     }
 
     /// Whose websocket it is.
-    pub fn verify_websocket(&self, token: &str) -> Option<UserName> {
-        let claims = self.open_token::<WebsocketClaims>(token)?;
-        (claims.expires_at > Timestamp::now()).then_some(claims.websocket)
+    pub fn verify_websocket(&self, token: &str, from: ClientAddress) -> Result<Principal, Error> {
+        let Some(claims) = self.open_token::<WebsocketClaims>(token) else {
+            return Err(match token {
+                // Nothing was tried.
+                "" => Error::Missing,
+                _ => self.wrong_token(Error::WebsocketToken, from),
+            });
+        };
+        if claims.expires_at <= Timestamp::now() {
+            return Err(Error::WebsocketToken);
+        }
+        match claims.token {
+            Some(name) => self.principal_of_token(&name),
+            None => Ok(Principal { name: claims.websocket, role: claims.role, token: None }),
+        }
     }
 
     fn seal(&self, claims: &impl Serialize) -> String {

@@ -4,26 +4,11 @@ use argon2::{Argon2, PasswordHash, PasswordHasher as _, PasswordVerifier as _};
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Error;
+use super::{Error, Principal, Role};
 use crate::{
     model::UserName,
     store::{Key, Kind, Resource},
 };
-
-/// What a user may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    Admin,
-    User,
-}
-
-/// Somebody whose password was right.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Principal {
-    pub name: UserName,
-    pub role: Role,
-}
 
 /// A user as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,9 +17,16 @@ pub(super) struct User {
     /// In the PHC string format.
     pub hash: String,
     pub role: Role,
+    /// SHA-256 of a password that was made here: as nobody can guess it, it needs neither a slow hash nor waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 impl User {
+    pub fn principal(&self) -> Principal {
+        Principal { name: self.name.clone(), role: self.role, token: None }
+    }
+
     pub fn key_of(name: &UserName) -> Key {
         Key { kind: Kind::User, namespace: String::new(), name: name.to_string() }
     }

@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::{
     Target,
-    client::Client,
+    client::{Client, broken},
     error::{self, Error},
     login::{Echo, answer},
     settings::Settings,
@@ -75,7 +75,7 @@ async fn fetch(client: &Client) -> Result<(String, String), Error> {
         Error::Api { status: 404, .. } => none(),
         error => error,
     })?;
-    let pem = response.text().await.map_err(Error::Broken)?;
+    let pem = response.text().await.map_err(broken)?;
     fingerprint(&pem)?;
     Ok((client.settings.api.clone(), pem))
 }

@@ -96,6 +96,10 @@ impl Client {
         self.json(self.request(Method::GET, path)).await
     }
 
+    pub async fn text(&self, path: &str) -> Result<String, Error> {
+        self.send(self.request(Method::GET, path).timeout(ANSWER)).await?.text().await.map_err(broken)
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Error> {
         self.json(self.request(Method::POST, path).json(body)).await
     }
@@ -121,7 +125,7 @@ impl Client {
             return Ok(response);
         }
         let named = response.headers().contains_key(OF_AN_API);
-        let text = response.text().await.map_err(Error::Broken)?;
+        let text = response.text().await.map_err(broken)?;
         if ELSE.contains(&status) && !named && !is_of_an_api(&text) {
             return Err(Error::NotServed { address: self.settings.api.clone(), status: status.as_u16() });
         }
@@ -135,7 +139,7 @@ impl Client {
     }
 
     async fn json(&self, request: RequestBuilder) -> Result<Value, Error> {
-        let text = self.send(request.timeout(ANSWER)).await?.text().await.map_err(Error::Broken)?;
+        let text = self.send(request.timeout(ANSWER)).await?.text().await.map_err(broken)?;
         if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text).map_err(Error::Malformed) }
     }
 
@@ -204,12 +208,17 @@ impl Client {
         {
             return Err(Error::Websocket("what answers there does not speak this protocol".to_owned()));
         }
-        response.upgrade().await.map_err(Error::Broken)
+        response.upgrade().await.map_err(broken)
     }
 
     fn failed(&self, error: reqwest::Error) -> Error {
-        if error.is_connect() { unreachable(&self.settings, &error) } else { Error::Broken(error) }
+        if error.is_connect() { unreachable(&self.settings, &error) } else { broken(error) }
     }
+}
+
+/// Without its URL: those of websockets have their token in them.
+pub(super) fn broken(error: reqwest::Error) -> Error {
+    Error::Broken(error.without_url())
 }
 
 /// Resolves `*.localhost` to this machine, as RFC 6761 wants it and many resolvers do not.

@@ -158,12 +158,16 @@ impl Error {
             Self::Broken(_) | Self::Websocket(_) => {
                 "look whether the daemon still runs with 'epiniod info', then repeat the command"
             }
-            Self::Api { status: 401 | 403, .. } => "log in with 'epiniod login URL'",
+            Self::Api { status: 403, .. } => "use a token that reaches further, or log in with 'epiniod login URL'",
+            Self::Api { status: 401, .. } => "log in with 'epiniod login URL'",
             Self::Api { status: 404, .. } => {
                 "look at what there is with 'epiniod apps list --all' and 'epiniod namespaces list'"
             }
             Self::Api { status: 502, .. } => {
                 "the message names what does not answer; see its log with 'epiniod apps logs NAME'"
+            }
+            Self::Api { status: 429, .. } => {
+                "wait as long as the message says; tokens ('epiniod tokens create') are not held up by wrong passwords"
             }
             Self::Api { status: 500.., .. } => "the daemon's log says more",
             Self::Api { .. } => "correct what the message names, and repeat the command",

@@ -29,6 +29,9 @@ pub struct Login {
     /// Password; asked for when not given
     #[arg(long, short, env = "EPINIO_PASSWORD", hide_env_values = true)]
     password: Option<String>,
+    /// With a token ('epiniod tokens create') in place of a password; asked for, or read from stdin
+    #[arg(long, conflicts_with_all = ["user", "password"])]
+    token: bool,
     /// SHA-256 of the authority of the API's certificate, which is trusted for this login ('epiniod ca show' prints it)
     #[arg(long, value_name = "SHA256")]
     ca_fingerprint: Option<String>,
@@ -65,18 +68,28 @@ impl Login {
         // Authorities that were trusted for one address are not for another.
         let certs = if known.api == url { known.certs.clone() } else { String::new() };
         let mut settings = Settings { certs, ..known.logged_out() }.at(&url);
-        settings.user = answer("User", self.user, Echo::On).await?;
-        settings.set_password(&answer("Password", self.password, Echo::Off).await?);
+        if self.token {
+            // Any name goes with it, and both command lines know how to keep a password.
+            settings.user = TOKEN_USER.to_owned();
+            settings.set_password(answer(TOKEN, None, Echo::Off).await?.trim());
+        } else {
+            settings.user = answer("User", self.user, Echo::On).await?;
+            settings.set_password(&answer("Password", self.password, Echo::Off).await?);
+        }
         let mut client = Client::new(settings)?;
-        match client.get("/api/v1/me").await {
+        let me = match client.get("/api/v1/me").await {
             Err(error) if is_of_a_stranger(&error) => {
                 client = Client::new(pin(client.settings, self.ca_fingerprint.as_deref(), ui).await?)?;
-                client.get("/api/v1/me").await?;
+                client.get("/api/v1/me").await?
             }
-            answered => drop(answered?),
-        }
+            answered => answered?,
+        };
         settings::write(&client.settings, &path)?;
-        ui.say(&format!("logged in to {} as {}", client.settings.api, client.settings.user));
+        let who = match me["token"].as_str() {
+            Some(token) => format!("{} by token {token}", me["user"].as_str().unwrap_or_default()),
+            None => client.settings.user.clone(),
+        };
+        ui.say(&format!("logged in to {} as {who}", client.settings.api));
         let namespace = client.settings.namespace();
         if let Err(Error::Api { status: 404, .. }) = client.get(&format!("/api/v1/namespaces/{namespace}")).await {
             ui.say(&format!("namespace '{namespace}' does not exist there; name another with --namespace"));
@@ -98,6 +111,10 @@ impl Logout {
         Ok(ExitCode::from(error::OK))
     }
 }
+
+const TOKEN: &str = "Token";
+/// The user of a login by token.
+const TOKEN_USER: &str = "token";
 
 /// As the `epinio` CLI has it; but this machine speaks HTTP.
 fn with_scheme(url: &str) -> String {
@@ -134,8 +151,9 @@ pub(super) async fn answer(what: &str, given: Option<String>, echo: Echo) -> Res
     let line = line.map_err(Error::Runtime)?;
     let line = line.trim_end_matches(['\r', '\n']).to_owned();
     if line.is_empty() {
-        let flag = what.to_lowercase();
-        return Err(Error::Usage(format!("a {flag} is needed; type it, or give it with --{flag}")));
+        let name = what.to_lowercase();
+        let how = if what == TOKEN { "type it".to_owned() } else { format!("type it, or give it with --{name}") };
+        return Err(Error::Usage(format!("a {name} is needed; {how}")));
     }
     Ok(line)
 }

@@ -25,14 +25,14 @@ use crate::{
     acme::{Authority, Certificates, Challenges, Keeper},
     api::{self, Urls},
     apps::{self, Apps},
-    auth::Auth,
+    auth::{Audit, Auth},
     base::{Bases, Options, Publish},
     blob::SharedBlobs,
     builders::Builders,
     buildpacks,
     config::{Config, Kubernetes},
     dashboard,
-    edge::{Edge, Tls},
+    edge::{Edge, InFront, Tls},
     model::{Digest, Namespace},
     oci::registry::Registry,
     runtime::{SharedRuntime, local},
@@ -86,8 +86,8 @@ impl House {
             None => (Objects::new(DiskStore::open(&config.data_dir.join("store"))?), None),
         };
         let blobs = bucket::open_blobs(config, &objects).await?;
-        let auth = Auth::open(objects.clone()).await?;
-        credential::provide(config, api, &auth).await?;
+        let auth = Auth::open(objects.clone(), audit(config)?).await?;
+        credential::provide(config, control.mode(), api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
         let (runtime, registry_address) = match place {
             Some(place) => cluster::open(config, place, registry_at, &blobs, &registry, &auth).await?,
@@ -134,7 +134,8 @@ impl House {
         let tls_port = tls.map(|tls| tls.port());
         let (routes, challenges) = (apps.route_table(), Arc::new(Challenges::default()));
         let domain = config.system_domain.clone();
-        let edge = Arc::new(Edge::new(routes, router, domain, tls_port, Arc::clone(&challenges)));
+        let edge = Edge::new(routes, router, domain, tls_port, Arc::clone(&challenges)).behind(in_front(config));
+        let edge = Arc::new(edge);
         let keeper = match &certificates {
             Some(certificates) => keeper(config, &objects, &apps, certificates, &challenges).await?,
             None => None,
@@ -199,6 +200,21 @@ impl Publish for Publisher {
     async fn publish(&self, repository: &str, tag: &str, manifest: Digest) -> Result<(), String> {
         self.0.publish(repository, tag, manifest).await.map_err(|error| error.to_string())
     }
+}
+
+/// The disk of a pod goes with the pod; its log is collected.
+fn audit(config: &Config) -> Result<Audit, Error> {
+    if config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside) {
+        return Ok(Audit::to_log());
+    }
+    Audit::to_files(&config.data_dir).map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })
+}
+
+/// Only there is it known that an ingress controller is what clients reach.
+fn in_front(config: &Config) -> InFront {
+    let kubernetes = config.kubernetes.as_ref();
+    let is_ingress = kubernetes.is_some_and(|kubernetes| kubernetes.is_inside() && kubernetes.ingress_class.is_some());
+    if is_ingress { InFront::Ingress } else { InFront::Nobody }
 }
 
 /// Where users find what listens there: what leads to a pod listens on the port of the web, whatever the pod's is.

@@ -1,10 +1,14 @@
 //! The credential of who works on this machine: `DATA_DIR/client.yaml`, in the form of the `epinio` CLI's settings.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    io::IsTerminal as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
 
-use super::Error;
+use super::{Error, Mode};
 use crate::{
-    auth::{self, Auth},
+    auth::{self, Auth, Password},
     config::{ClientSettings, Config, Kubernetes, client_settings_file},
     model::Namespace,
 };
@@ -20,7 +24,7 @@ enum Start {
 ///
 /// The file is there before the user is. A daemon that is killed in between finds the password in it, and
 /// nobody is locked out.
-pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Result<(), Error> {
+pub(super) async fn provide(config: &Config, mode: Mode, api: SocketAddr, auth: &Auth) -> Result<(), Error> {
     let path = config.data_dir.join("client.yaml");
     let failed = |source| Error::Credential { path: path.clone(), source };
     let before = ClientSettings::read(&path).map_err(failed)?;
@@ -32,20 +36,17 @@ pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Re
     let mut settings = before.clone().unwrap_or_default().at(&format!("http://{}", reachable(api)));
     if start == Start::First {
         let kept = before.as_ref().filter(|known| known.user == auth::ADMIN).and_then(ClientSettings::password);
-        let password = config.admin_password.clone().or(kept).unwrap_or_else(auth::new_password);
+        let password = match config.admin_password.clone().or(kept) {
+            Some(password) => Password::Chosen(password),
+            None => Password::Made(auth::new_password()),
+        };
+        let (Password::Chosen(text) | Password::Made(text)) = &password;
         settings.user = auth::ADMIN.to_owned();
         settings.namespace = Namespace::DEFAULT.to_owned();
-        settings.set_password(&password);
+        settings.set_password(text);
         settings.write(&path).map_err(failed)?;
-        auth.create_admin(password.clone()).await?;
-        if config.admin_password.is_none() {
-            tracing::info!(
-                user = auth::ADMIN,
-                password,
-                "created the first user; the password is shown once and kept in {}",
-                path.display()
-            );
-        }
+        show(&password, mode, &path);
+        auth.create_admin(password).await?;
     } else if before.as_ref() != Some(&settings) {
         settings.write(&path).map_err(failed)?;
     }
@@ -54,6 +55,16 @@ pub(super) async fn provide(config: &Config, api: SocketAddr, auth: &Auth) -> Re
         share(config, before.as_ref(), &settings, start);
     }
     Ok(())
+}
+
+/// Says where the password is; logs are kept and collected, so that it is shown only to who sits in front of a terminal.
+fn show(password: &Password, mode: Mode, path: &Path) {
+    let Password::Made(password) = password else { return };
+    // 'up' says it itself.
+    if mode == Mode::Serve && std::io::stderr().is_terminal() {
+        eprintln!("the password of the first user, '{}', is {password}; it is shown once", auth::ADMIN);
+    }
+    tracing::info!(user = auth::ADMIN, "created the first user; its password is in {}", path.display());
 }
 
 /// Where this machine reaches a listener, without asking a name server.

@@ -1,4 +1,4 @@
-//! Names of namespaces, applications, users, environment variables and stagings.
+//! Names of namespaces, applications, users, tokens, environment variables and stagings.
 
 use std::{fmt, str::FromStr};
 
@@ -80,6 +80,10 @@ name! {
 name! {
     /// A POSIX environment variable name.
     EnvName, "environment variable name", check_env
+}
+name! {
+    /// An API token; the name says what it is for, and is no secret.
+    TokenName, "token name", check_label
 }
 name! {
     /// The id of a staging: 16 lower-case hexadecimal digits, as Epinio has it.

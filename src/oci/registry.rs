@@ -18,7 +18,7 @@ use std::{collections::HashSet, sync::Arc};
 use futures::StreamExt as _;
 use tokio::sync::RwLock;
 
-pub use authenticator::{Action, Authenticator, Verdict};
+pub use authenticator::{Action, Authenticator, Change, Credential, Verdict};
 pub use error::Error;
 
 use self::{

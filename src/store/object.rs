@@ -33,6 +33,8 @@ pub enum Kind {
     /// An uploaded source, by blob uid.
     Source,
     User,
+    /// An API token: its digest, and how far it reaches.
+    Token,
     /// Keys that the daemon made for itself (token signing).
     Secret,
     /// An image repository of the registry: its tags and what it may read.
@@ -44,13 +46,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Namespace,
         Self::App,
         Self::Staging,
         Self::Release,
         Self::Source,
         Self::User,
+        Self::Token,
         Self::Secret,
         Self::Repository,
         Self::Base,
@@ -65,6 +68,7 @@ impl Kind {
             Self::Release => "release",
             Self::Source => "source",
             Self::User => "user",
+            Self::Token => "token",
             Self::Secret => "secret",
             Self::Repository => "repository",
             Self::Base => "base",

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Daemon, get, request, sample};
 
-mod client;
+pub mod client;
 
 use self::client::Client;
 

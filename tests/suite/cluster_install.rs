@@ -1,5 +1,6 @@
 //! `epiniod install` and `uninstall`, against a cluster of their own: ports of its nodes are part of what is tested.
 
+mod audit;
 mod bare;
 mod relay;
 mod replacing;

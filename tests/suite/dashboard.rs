@@ -106,7 +106,7 @@ fn who_logs_in_sees_applications_and_who_logs_out_leaves_nothing() {
     browser.fill("#login-token", "no-such-token");
     browser.press(Key::Enter);
     browser.until_there("[role=alert]");
-    browser.has_not_complained_but_of(&["/api/v1/me", "/daemon/routes"]);
+    browser.has_not_complained_but_of(&["/api/v1/me"]);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_folder_becomes_an_application_that_is_looked_at_scaled_changed_and_restarte
     browser.until_text(".phases", "export");
     browser.until_text(".log", "===> EXPORTING");
     look_at_everything(&mut browser);
-    browser.has_not_complained_but_of(&["/daemon/routes"]);
+    browser.has_not_complained_but_of(&[]);
 }
 
 /// On a phone and in the dark; a picture of each page.
@@ -227,7 +227,7 @@ fn what_is_dropped_is_pushed_and_what_fails_says_why() {
     browser.until_there("#name");
     browser.click("form button.main");
     browser.until_text("[role=alert]", "archive");
-    browser.has_not_complained_but_of(&["/daemon/routes", "/push/workspace/"]);
+    browser.has_not_complained_but_of(&["/push/workspace/"]);
 }
 
 #[test]
@@ -311,5 +311,5 @@ fn the_keyboard_reaches_what_the_mouse_does() {
     }
     browser.press(Key::Enter);
     browser.until_text("[role=status]", "Restarted");
-    browser.has_not_complained_but_of(&["/daemon/routes"]);
+    browser.has_not_complained_but_of(&[]);
 }

@@ -4,12 +4,12 @@ use std::{collections::HashSet, process::Command, sync::Arc};
 
 use async_trait::async_trait;
 use epiniod::{
-    auth::{Auth, BuildClaims, Grant},
+    auth::{Audit, Auth, BuildClaims, Grant},
     blob::DiskBlobs,
     model::{Digest, Staging, Timestamp},
     oci::{
         Client, Compression, ConfigFile, Descriptor, MEDIA_TYPE_CONFIG, Manifest, RootFs,
-        registry::{Action, Authenticator, Registry, Verdict},
+        registry::{Action, Authenticator, Credential, Registry, Verdict},
     },
     store::{DiskStore, Kind, Objects, Page, SharedStore},
 };
@@ -23,8 +23,8 @@ struct Password;
 
 #[async_trait]
 impl Authenticator for Password {
-    async fn permits(&self, authorization: Option<&str>, _: Option<&str>, action: Action) -> Verdict {
-        match authorization {
+    async fn permits(&self, credential: Credential<'_>, _: Option<&str>, action: Action) -> Verdict {
+        match credential.header {
             // `token:letmein`
             Some("Basic dG9rZW46bGV0bWVpbg==") if action != Action::Delete => Verdict::Allowed,
             Some("Basic dG9rZW46bGV0bWVpbg==") => Verdict::Denied,
@@ -224,7 +224,7 @@ async fn a_build_reaches_its_own_repository_and_no_list_of_all() {
     }))
     .unwrap();
     objects.create(&staging).await.unwrap();
-    let auth = Auth::open(objects).await.unwrap();
+    let auth = Auth::open(objects, Audit::nowhere()).await.unwrap();
     let token = auth.sign(&BuildClaims {
         namespace: staging.namespace,
         staging: staging.id,
@@ -232,7 +232,8 @@ async fn a_build_reaches_its_own_repository_and_no_list_of_all() {
         expires_at: Timestamp::from_second(Timestamp::now().as_second() + 60),
     });
     let bearer = format!("Bearer {token}");
-    let permits = async |repository, action| auth.permits(Some(&bearer), repository, action).await;
+    let credential = Credential { header: Some(&bearer), from: [127, 0, 0, 1].into() };
+    let permits = async |repository, action| auth.permits(credential, repository, action).await;
     assert_eq!(permits(None, Action::Pull).await, Verdict::Allowed);
     assert_eq!(permits(Some("workspace/app"), Action::Push).await, Verdict::Allowed);
     assert_eq!(permits(Some("workspace/app"), Action::Delete).await, Verdict::Denied);

@@ -9,7 +9,11 @@ use serde_json::Value;
 
 use crate::{
     api::STOPPED,
-    cli::{client::Client, error::Error, ui::Ui},
+    cli::{
+        client::{Client, broken},
+        error::Error,
+        ui::Ui,
+    },
 };
 
 /// How long a daemon may be away while it is replaced.
@@ -59,7 +63,7 @@ impl<'a> Answer<'a> {
             };
             let Some(staging) = self.staging.clone() else {
                 let silent = || Error::Staging("the daemon did not say how it ended".to_owned());
-                return Err(early.map_or_else(silent, Error::Broken));
+                return Err(early.map_or_else(silent, broken));
             };
             let within = AWAY.as_secs();
             let text =

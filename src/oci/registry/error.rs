@@ -16,6 +16,8 @@ pub enum Error {
     Unauthorized,
     #[error("this credential does not reach this far")]
     Denied,
+    #[error("too many wrong credentials from this address; try again in {0} s")]
+    Wait(u64),
     #[error("tag '{tag}' of {repository} already names {existing}; tags of application images cannot be moved")]
     TagTaken { repository: String, tag: String, existing: Digest },
     #[error("'{0}' is not the name of a repository")]
@@ -69,7 +71,7 @@ impl From<blob::Error> for Error {
 }
 
 impl Error {
-    fn code(&self) -> (StatusCode, &'static str) {
+    pub(super) fn code(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
             Self::Denied => (StatusCode::FORBIDDEN, "DENIED"),
@@ -84,7 +86,7 @@ impl Error {
             Self::DigestInvalid(_) | Self::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
             Self::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
             Self::RangeInvalid(_) => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
-            Self::TooManyUploads => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+            Self::Wait(_) | Self::TooManyUploads => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
             Self::PageInvalid => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::Interrupted(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
@@ -105,6 +107,7 @@ impl IntoResponse for Error {
         let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"epiniod registry\"")];
         match self {
             Self::Unauthorized => (status, challenge, body).into_response(),
+            Self::Wait(seconds) => (status, [(header::RETRY_AFTER, seconds.to_string())], body).into_response(),
             Self::RangeInvalid(size) => (status, [(header::RANGE, blob_range(size))], body).into_response(),
             _ => (status, body).into_response(),
         }

@@ -1,17 +1,21 @@
 //! From a request to what it asks for. Repository names have slashes, so paths are taken apart by hand.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Query, Request, State},
-    http::{HeaderMap, Method, StatusCode, header},
+    extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State},
+    http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
 
-use super::{Action, Authenticator, Error, Registry, Verdict};
+use super::{Action, Authenticator, Change, Credential, Error, Registry, Verdict};
 use crate::model::Digest;
 
 pub(super) type Parameters = HashMap<String, String>;
@@ -63,51 +67,78 @@ async fn answer(server: &Server, parameters: &Parameters, request: Request) -> R
     };
     // The state of an upload is only for who may push.
     let action = if matches!(resource, Resource::Upload(_)) { Action::Push } else { action };
-    permit(server, &head.headers, repository, action).await?;
+    let result = match permit(server, &head, repository, action).await {
+        Ok(()) => carry_out(server, parameters, &head, body, repository, &resource).await,
+        Err(error @ (Error::Unauthorized | Error::Wait(_))) => return Err(error),
+        Err(error) => Err(error),
+    };
+    if let (Action::Push | Action::Delete, Resource::Manifest(reference)) = (action, &resource) {
+        let status = result.as_ref().map_or_else(|error| error.code().0, Response::status).as_u16();
+        let change = Change { action, repository: repository.unwrap_or_default(), reference, status };
+        server.authenticator.changed(credential(&head), change).await;
+    }
+    result
+}
+
+async fn carry_out(
+    server: &Server,
+    parameters: &Parameters,
+    head: &Parts,
+    body: Body,
+    repository: Option<&str>,
+    resource: &Resource<'_>,
+) -> Result<Response, Error> {
     let registry = &server.registry;
     let repository = repository.unwrap_or_default();
-    match (head.method, resource) {
-        (Method::GET | Method::HEAD, Resource::Root) => Ok(Json(json!({})).into_response()),
-        (Method::GET, Resource::Catalog) => registry.catalog(parameters).await,
-        (Method::GET, Resource::Tags) => registry.list_tags(repository, parameters).await,
-        (Method::GET, Resource::Referrers(digest)) => {
+    match (&head.method, resource) {
+        (&Method::GET | &Method::HEAD, Resource::Root) => Ok(Json(json!({})).into_response()),
+        (&Method::GET, Resource::Catalog) => registry.catalog(parameters).await,
+        (&Method::GET, Resource::Tags) => registry.list_tags(repository, parameters).await,
+        (&Method::GET, Resource::Referrers(digest)) => {
             registry.referrers(repository, parse_digest(digest)?, parameters).await
         }
-        (Method::GET, Resource::Manifest(reference)) => registry.manifest(repository, reference).await,
-        (Method::HEAD, Resource::Manifest(reference)) => {
+        (&Method::GET, Resource::Manifest(reference)) => registry.manifest(repository, reference).await,
+        (&Method::HEAD, Resource::Manifest(reference)) => {
             Ok(without_body(registry.manifest(repository, reference).await?))
         }
-        (Method::PUT, Resource::Manifest(reference)) => {
+        (&Method::PUT, Resource::Manifest(reference)) => {
             registry.put_manifest(repository, reference, &head.headers, body).await
         }
-        (Method::DELETE, Resource::Manifest(reference)) => registry.delete_manifest(repository, reference).await,
-        (Method::GET, Resource::Blob(digest)) => registry.blob(repository, parse_digest(digest)?, &head.headers).await,
-        (Method::HEAD, Resource::Blob(digest)) => registry.blob_head(repository, parse_digest(digest)?).await,
-        (Method::DELETE, Resource::Blob(digest)) => registry.delete_blob(repository, parse_digest(digest)?).await,
-        (Method::POST, Resource::Uploads) => {
+        (&Method::DELETE, Resource::Manifest(reference)) => registry.delete_manifest(repository, reference).await,
+        (&Method::GET, Resource::Blob(digest)) => registry.blob(repository, parse_digest(digest)?, &head.headers).await,
+        (&Method::HEAD, Resource::Blob(digest)) => registry.blob_head(repository, parse_digest(digest)?).await,
+        (&Method::DELETE, Resource::Blob(digest)) => registry.delete_blob(repository, parse_digest(digest)?).await,
+        (&Method::POST, Resource::Uploads) => {
             if let (Some(digest), Some(from)) = (parameters.get("mount"), parameters.get("from")) {
-                let readable = permit(server, &head.headers, Some(from), Action::Pull).await.is_ok();
+                let readable = permit(server, head, Some(from), Action::Pull).await.is_ok();
                 if readable && let Some(response) = registry.mount(repository, from, parse_digest(digest)?).await? {
                     return Ok(response);
                 }
             }
             registry.start_upload(repository, parameters, body).await
         }
-        (Method::PATCH, Resource::Upload(id)) => registry.append(repository, id, &head.headers, body).await,
-        (Method::PUT, Resource::Upload(id)) => registry.finish(repository, id, parameters, &head.headers, body).await,
-        (Method::GET, Resource::Upload(id)) => registry.upload_status(repository, id).await,
-        (Method::DELETE, Resource::Upload(id)) => registry.cancel(repository, id).await,
+        (&Method::PATCH, Resource::Upload(id)) => registry.append(repository, id, &head.headers, body).await,
+        (&Method::PUT, Resource::Upload(id)) => registry.finish(repository, id, parameters, &head.headers, body).await,
+        (&Method::GET, Resource::Upload(id)) => registry.upload_status(repository, id).await,
+        (&Method::DELETE, Resource::Upload(id)) => registry.cancel(repository, id).await,
         _ => Err(Error::Unsupported),
     }
 }
 
-async fn permit(server: &Server, headers: &HeaderMap, repository: Option<&str>, action: Action) -> Result<(), Error> {
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match server.authenticator.permits(authorization, repository, action).await {
+async fn permit(server: &Server, head: &Parts, repository: Option<&str>, action: Action) -> Result<(), Error> {
+    match server.authenticator.permits(credential(head), repository, action).await {
         Verdict::Allowed => Ok(()),
         Verdict::Unknown => Err(Error::Unauthorized),
         Verdict::Denied => Err(Error::Denied),
+        Verdict::Wait { seconds } => Err(Error::Wait(seconds)),
     }
+}
+
+fn credential(head: &Parts) -> Credential<'_> {
+    let header = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let peer = head.extensions.get::<ConnectInfo<SocketAddr>>();
+    let from = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip());
+    Credential { header, from }
 }
 
 fn parse(path: &str) -> Result<(Option<&str>, Resource<'_>), Error> {

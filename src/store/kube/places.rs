@@ -41,7 +41,7 @@ impl Form {
             Kind::App => Self::App,
             Kind::Namespace => Self::Namespace,
             // Stagings and releases have the environment of an application in them.
-            Kind::Secret | Kind::User | Kind::Staging | Kind::Release | Kind::Certificate => Self::Secret,
+            Kind::Secret | Kind::User | Kind::Token | Kind::Staging | Kind::Release | Kind::Certificate => Self::Secret,
             Kind::Source | Kind::Repository | Kind::Base => Self::ConfigMap,
         }
     }

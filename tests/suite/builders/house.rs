@@ -23,7 +23,7 @@ use epiniod::{
     oci::{
         Client, Compression, ConfigFile, Descriptor, ExecutionConfig, Index, Layer, LayerWriter, MEDIA_TYPE_CONFIG,
         MEDIA_TYPE_MANIFEST, Manifest, RootFs, architecture,
-        registry::{Action, Authenticator, Registry, Verdict},
+        registry::{Action, Authenticator, Credential, Registry, Verdict},
     },
     store::{DiskStore, Objects},
 };
@@ -262,10 +262,10 @@ struct Members;
 
 #[async_trait]
 impl Authenticator for Members {
-    async fn permits(&self, authorization: Option<&str>, _: Option<&str>, _: Action) -> Verdict {
+    async fn permits(&self, credential: Credential<'_>, _: Option<&str>, _: Action) -> Verdict {
         let writer = format!("Basic {}", STANDARD.encode(WRITER));
         let known = [format!("Bearer {TOKEN}"), writer];
-        match authorization {
+        match credential.header {
             Some(header) if known.iter().any(|known| known == header) => Verdict::Allowed,
             _ => Verdict::Unknown,
         }

@@ -8,7 +8,7 @@ use epiniod::{
     blob::DiskBlobs,
     oci::{
         Client, Compression, ConfigFile, Descriptor, MEDIA_TYPE_CONFIG, Manifest, RootFs,
-        registry::{Action, Authenticator, Registry, Verdict},
+        registry::{Action, Authenticator, Credential, Registry, Verdict},
     },
     store::{DiskStore, Objects, SharedStore},
 };
@@ -25,7 +25,7 @@ struct Everybody;
 
 #[async_trait]
 impl Authenticator for Everybody {
-    async fn permits(&self, _: Option<&str>, _: Option<&str>, _: Action) -> Verdict {
+    async fn permits(&self, _: Credential<'_>, _: Option<&str>, _: Action) -> Verdict {
         Verdict::Allowed
     }
 }

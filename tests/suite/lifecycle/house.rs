@@ -12,7 +12,7 @@ use epiniod::{
     model::{Digest, ImageName},
     oci::{
         Client, Compression, ConfigFile, Descriptor, ExecutionConfig, Layer, MEDIA_TYPE_CONFIG, Manifest, RootFs,
-        registry::{Action, Authenticator, Registry, Verdict},
+        registry::{Action, Authenticator, Credential, Registry, Verdict},
     },
     store::{DiskStore, Objects},
 };
@@ -122,7 +122,7 @@ struct Anybody;
 
 #[async_trait]
 impl Authenticator for Anybody {
-    async fn permits(&self, _: Option<&str>, _: Option<&str>, _: Action) -> Verdict {
+    async fn permits(&self, _: Credential<'_>, _: Option<&str>, _: Action) -> Verdict {
         Verdict::Allowed
     }
 }

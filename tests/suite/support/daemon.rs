@@ -48,6 +48,8 @@ pub struct Surroundings {
     pub port: Option<u16>,
     /// Octal, as the shell has it.
     pub umask: Option<&'static str>,
+    /// Of the user admin, where it is to be no other daemon's.
+    pub password: Option<String>,
 }
 
 pub struct Daemon {
@@ -99,9 +101,9 @@ impl Daemon {
             program: program(&dir, run_by),
             run_by,
             port: surroundings.port.unwrap_or_else(free_port),
+            password: surroundings.password.clone().unwrap_or_else(|| "the-password-of-tests".to_owned()),
             surroundings,
             registry_port: free_port(),
-            password: "the-password-of-tests".to_owned(),
             child: None,
             reaper: None,
             dir,

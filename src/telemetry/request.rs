@@ -1,0 +1,25 @@
+//! The id of a request: what is logged of it, what is told of it, and what its client reads have the same.
+
+use std::future::Future;
+
+tokio::task_local! {
+    static CURRENT: String;
+}
+
+/// A new id.
+pub fn new_request_id() -> String {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 8];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Everything that happens in this future is of this request.
+pub fn in_request<F: Future>(id: String, future: F) -> impl Future<Output = F::Output> {
+    CURRENT.scope(id, future)
+}
+
+/// The id of the request that this is done for; a new one where it is done for none.
+pub fn request_id() -> String {
+    CURRENT.try_with(Clone::clone).unwrap_or_else(|_| new_request_id())
+}
