@@ -8,6 +8,7 @@ use crate::support::{Daemon, copy, get, request, sample, wait_until, write};
 
 mod browser;
 mod parts;
+mod still;
 
 use self::browser::{Browser, Key};
 
@@ -208,7 +209,8 @@ fn what_is_dropped_is_pushed_and_what_fails_says_why() {
     let packed = Command::new("tar").arg("-czf").arg(&archive).arg("-C").arg(&source).arg(".").status();
     assert!(packed.unwrap().success());
     browser.click("main a.button[href='#/apps/workspace/my-shop']");
-    browser.until_text("h1", "my-shop");
+    // The page that pushed has the name in its heading as well.
+    browser.until_text("main", "Push a new version");
     browser.drop_on_page(&archive);
     browser.until("the application is the one that was shown", "document.querySelector('#name')?.value === 'my-shop'");
     assert!(browser.text("form").contains("next.tar.gz"), "{}", browser.text("form"));

@@ -12,8 +12,9 @@ use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{net::TcpStream, runtime::Runtime};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
+use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
+use super::still::Still;
 use crate::support::{get, not_run, wait_until};
 
 /// How long a command of the protocol, or the start, may take on a machine that has much else to do.
@@ -21,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Browser {
     runtime: Runtime,
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: WebSocketStream<TcpStream>,
+    network: Still,
     commands: u64,
     /// What the console and the page complained about.
     complaints: Vec<String>,
@@ -45,18 +47,27 @@ impl Browser {
         keeper.args(["-c", script, "keeper", "chromium", "--headless=new", "--no-sandbox", "--disable-gpu"]);
         keeper.args(["--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"]);
         keeper.args(["--remote-debugging-port=0", "about:blank"]).arg(flag("--user-data-dir", profile.path()));
-        let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("a shell");
+        keeper.stdin(Stdio::piped()).stdout(Stdio::null());
+        let network = Still::new();
+        let keeper = network.run(move || keeper.spawn()).expect("a shell");
         let told = profile.path().join("DevToolsActivePort");
         let port = || fs::read_to_string(&told).ok().filter(|text| text.lines().count() == 2);
         wait_until("the browser says where it listens", PATIENCE, || port().is_some());
         let port = port().and_then(|text| text.lines().next()?.parse::<u16>().ok()).expect("a port");
-        let pages = get(&format!("http://127.0.0.1:{port}/json/list")).expect("the browser answers");
+        let pages =
+            network.run(move || get(&format!("http://127.0.0.1:{port}/json/list"))).expect("the browser answers");
         let pages: Vec<Value> = serde_json::from_str(&pages.body).expect("JSON");
         let page = pages.iter().find(|page| page["type"] == "page").expect("a page");
         let url = page["webSocketDebuggerUrl"].as_str().expect("an address").to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (socket, _) = runtime.block_on(tokio_tungstenite::connect_async(url)).expect("a websocket");
-        let mut browser = Self { runtime, socket, commands: 0, complaints: Vec::new(), keeper, _profile: profile };
+        let stream =
+            network.run(move || std::net::TcpStream::connect(("127.0.0.1", port))).expect("the browser listens");
+        stream.set_nonblocking(true).expect("a socket");
+        let connect =
+            async { tokio_tungstenite::client_async(url, TcpStream::from_std(stream).expect("a socket")).await };
+        let (socket, _) = runtime.block_on(connect).expect("a websocket");
+        let mut browser =
+            Self { runtime, socket, network, commands: 0, complaints: Vec::new(), keeper, _profile: profile };
         for domain in ["Page", "Runtime", "Log", "DOM", "Network"] {
             browser.command(&format!("{domain}.enable"), json!({}));
         }
@@ -90,6 +101,8 @@ impl Browser {
     }
 
     pub fn open(&mut self, url: &str) {
+        let port = url.parse::<http::Uri>().expect("an address").port_u16().expect("a port");
+        self.network.lead(port);
         self.command("Page.navigate", json!({ "url": url }));
     }
 
