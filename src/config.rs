@@ -26,7 +26,9 @@ pub use kubernetes::{Kubernetes, KubernetesFlags};
 pub use run_file::{Mode, RunFile};
 pub use s3::S3Flags;
 
-use crate::{acme as certificates, base::Mirrors, blob::S3Settings, model::Route, runtime::Limits, source, telemetry};
+use crate::{
+    acme as certificates, base::Mirrors, blob::S3Settings, edge, model::Route, runtime::Limits, source, telemetry,
+};
 
 /// What a daemon is run with.
 #[derive(Debug, Clone)]
@@ -46,6 +48,7 @@ pub struct Config {
     pub s3: Option<S3Settings>,
     /// How public certificates are come by; none are of our own authority.
     pub acme: Option<certificates::Settings>,
+    pub edge: edge::Settings,
     pub sources: source::Limits,
     pub builds: Builds,
     /// Of each instance.
@@ -188,6 +191,7 @@ impl Config {
             build_ca: build_ca.or_else(host_bundle),
             s3,
             acme,
+            edge: file.edge,
             sources: file.sources,
             builds: file.builds,
             instances: file.instances,

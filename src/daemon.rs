@@ -93,6 +93,8 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
         () = leadership.lost() => return Err(Error::Superseded),
     };
     tracing::info!(applications = ?applications, "stopping");
+    // An API server that is away may stay away.
+    crate::store::kube::hurry();
     stop.cancel();
     manager.stopping("ending what was begun", WIND_DOWN).await;
     let _answering = stead.as_ref().map(standby::Stead::answer).transpose()?;

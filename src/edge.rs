@@ -4,15 +4,27 @@
 //! tunnels. A request is counted at its backend until its last byte is out, so that an old release is stopped only when
 //! nothing of it is in flight. Where nothing serves, a plain page says why.
 
+mod access;
+mod balancer;
 mod pages;
 mod proxy;
+mod settings;
 mod tls;
 mod upstream;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
-use http::{Request, Response, header};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -29,8 +41,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-pub use self::tls::Tls;
 use self::{proxy::Proxy, tls::Version};
+pub use self::{
+    settings::{AccessLog, Settings},
+    tls::Tls,
+};
 use crate::{
     acme::Challenges,
     apps::{Lookup, RouteTable},
@@ -56,6 +71,9 @@ pub struct Edge {
     tls_port: Option<u16>,
     challenges: Arc<Challenges>,
     in_front: InFront,
+    settings: Settings,
+    /// How many connections are open, by who has them, where that is limited.
+    open: Mutex<HashMap<IpAddr, usize>>,
     /// What the API is about to answer.
     asked: TaskTracker,
 }
@@ -106,8 +124,14 @@ impl Edge {
         tls_port: Option<u16>,
         challenges: Arc<Challenges>,
     ) -> Self {
-        let (proxy, asked) = (Proxy::default(), TaskTracker::new());
-        Self { routes, api, system_domain, proxy, tls_port, challenges, in_front: InFront::Nobody, asked }
+        let (proxy, asked, in_front) = (Proxy::default(), TaskTracker::new(), InFront::Nobody);
+        let (settings, open) = (Settings::default(), Mutex::default());
+        Self { routes, api, system_domain, proxy, tls_port, challenges, in_front, settings, open, asked }
+    }
+
+    /// The same, as somebody chose.
+    pub fn with(self, settings: Settings) -> Self {
+        Self { settings, ..self }
     }
 
     /// The same, behind somebody.
@@ -162,10 +186,26 @@ impl Edge {
     }
 
     async fn answer(&self, mut request: Request<Body>, client: Client) -> Response<Body> {
+        let host = host_of(&request);
+        let is_logged = self.settings.access_log == AccessLog::On;
+        let line = is_logged.then(|| access::Line::begin(&mut request, client, &host));
+        let mut response = self.respond(request, client, host).await;
+        if let Some(time) = self.settings.strict_transport.filter(|_| client.scheme == Scheme::Https)
+            && let Ok(value) = HeaderValue::from_str(&format!("max-age={}", time.as_secs()))
+        {
+            // What an application says itself holds.
+            response.headers_mut().entry(header::STRICT_TRANSPORT_SECURITY).or_insert(value);
+        }
+        match line {
+            Some(line) => line.end(response),
+            None => response,
+        }
+    }
+
+    async fn respond(&self, mut request: Request<Body>, client: Client, host: String) -> Response<Body> {
         if let Some(text) = self.challenges.text(request.uri().path()) {
             return Response::new(Body::from(text));
         }
-        let host = host_of(&request);
         if let Some(port) = self.tls_port.filter(|_| client.scheme == Scheme::Http && self.is_to_be_secure(&host)) {
             return pages::elsewhere(&request, &host, port);
         }
@@ -180,14 +220,57 @@ impl Edge {
         }
         let path = request.uri().path().to_owned();
         match self.routes.find(&host, &path) {
+            Lookup::Backend(_) if self.is_too_large(&request) => {
+                pages::too_large(&pages::Accept::of(&request), self.settings.max_body_bytes)
+            }
             Lookup::Backend(backend) => {
                 let another = |tried: &[SocketAddr]| self.routes.another(&host, &path, tried);
-                self.proxy.forward(request, backend, another, client).await
+                let accept = pages::Accept::of(&request);
+                let (request, is_over) = self.limited(request);
+                let response = self.proxy.forward(request, backend, another, client).await;
+                if is_over.load(Ordering::Relaxed) {
+                    pages::too_large(&accept, self.settings.max_body_bytes)
+                } else {
+                    response
+                }
             }
             Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
             Lookup::Unknown => pages::unknown(&request, &host),
         }
+    }
+
+    /// Whether it says of itself that its body is more than an application gets.
+    fn is_too_large(&self, request: &Request<Body>) -> bool {
+        let length = hyper::body::Body::size_hint(request.body()).lower();
+        self.settings.max_body_bytes.is_some_and(|most| length > most)
+    }
+
+    /// What does not say how long it is breaks off where it is too long; then this is true.
+    fn limited(&self, request: Request<Body>) -> (Request<Body>, Arc<AtomicBool>) {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let Some(most) = self.settings.max_body_bytes else { return (request, is_over) };
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let tell = Arc::clone(&is_over);
+        let request = request.map(|body| {
+            Body::new(Limited::new(body, most).map_err(move |error| {
+                tell.fetch_or(error.is::<LengthLimitError>(), Ordering::Relaxed);
+                error
+            }))
+        });
+        (request, is_over)
+    }
+
+    /// A place for one more connection of an address.
+    fn place_of(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let Some(most) = self.settings.connections_per_address else { return Some(Place(None)) };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Place(Some((Arc::clone(self), address))))
     }
 
     /// Whom the API takes a client for.
@@ -203,14 +286,30 @@ impl Edge {
 
     /// Whoever speaks to an address has no name to check a certificate by, and is mostly on this machine.
     fn is_to_be_secure(&self, host: &str) -> bool {
-        host != "localhost" && host.parse::<std::net::IpAddr>().is_err()
+        host != "localhost" && host.parse::<IpAddr>().is_err()
     }
 
     /// The API's own hosts: `epinio.DOMAIN`, bare `localhost`, and addresses.
     fn is_api(&self, host: &str) -> bool {
         host == "localhost"
-            || host.parse::<std::net::IpAddr>().is_ok()
+            || host.parse::<IpAddr>().is_ok()
             || host.strip_prefix("epinio.") == Some(self.system_domain.as_str())
+    }
+}
+
+/// Of one connection, where those of an address are counted.
+struct Place(Option<(Arc<Edge>, IpAddr)>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some((edge, address)) = &self.0 else { return };
+        let mut open = edge.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(address);
+            }
+        }
     }
 }
 
@@ -232,7 +331,17 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, transport: Transport) {
+    async fn serve(mut self, mut stream: TcpStream, transport: Transport) {
+        if self.edge.settings.is_load_balancer(self.peer.ip()) {
+            match balancer::client(&mut stream).await {
+                Ok(client) => self.peer = client.unwrap_or(self.peer),
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, %error, "a load balancer does not say whom it speaks for");
+                    return;
+                }
+            }
+        }
+        let Some(_place) = self.edge.place_of(self.peer.ip()) else { return };
         match transport {
             Transport::Plain => {
                 let server = self.server.clone();

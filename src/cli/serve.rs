@@ -36,6 +36,12 @@ Settings file (TOML). Keys, with their defaults where they have one that is not 
   [acme.dns]                         program, resolvers, patience_seconds = 120
   [acme.dns.update]                  server, key_name, key_file, algorithm = hmac-sha256
   [acme.dns.webhook]                 url, token_file
+  [edge]
+  hsts_seconds                       what browsers are told (Strict-Transport-Security); nothing
+  access_log = false                 a line for each request, with its trace (traceparent)
+  load_balancers = []                addresses and networks that speak the PROXY protocol
+  max_body_bytes                     of a request to an application; no limit
+  connections_per_address            no limit
   [sources]
   max_archive_bytes = 4294967296     of an upload
   max_unpacked_bytes = 8589934592    of its files

@@ -4,10 +4,12 @@
 
 use std::{
     fmt::Display,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
@@ -15,7 +17,7 @@ use super::{
     Builds, S3Flags,
     acme::{self, AcmeFile},
 };
-use crate::{runtime::Limits, source, telemetry};
+use crate::{edge, runtime::Limits, source, telemetry};
 
 const GIB: u64 = 1 << 30;
 /// Less memory than this runs nothing, in bytes.
@@ -39,6 +41,8 @@ pub struct ConfigFile {
     pub acme: AcmeFile,
     pub log: Option<String>,
     pub log_format: Option<telemetry::Format>,
+    /// `[edge]`: what is chosen about listeners.
+    pub edge: edge::Settings,
     /// `[sources]`: `max_archive_bytes`, `max_unpacked_bytes`, `max_entries`.
     pub sources: source::Limits,
     /// `[builds]`: `at_once`, `deadline_seconds`, and limits.
@@ -78,7 +82,7 @@ impl ConfigFile {
     fn of_table(table: Table, folder: &Path, problems: &mut Vec<String>) -> Self {
         let mut top = Section::new("", table, problems);
         let (sources, builds, instances) = (top.table("sources"), top.table("builds"), top.table("instances"));
-        let acme = top.table("acme");
+        let (acme, edge) = (top.table("acme"), top.table("edge"));
         let file = Self {
             data_dir: top.take("data_dir"),
             listen: top.take("listen"),
@@ -98,6 +102,7 @@ impl ConfigFile {
             acme: AcmeFile::default(),
             log: top.take("log"),
             log_format: top.take("log_format"),
+            edge: edge::Settings::default(),
             sources: source::Limits::default(),
             builds: Builds::default(),
             instances: default_instances(),
@@ -105,6 +110,7 @@ impl ConfigFile {
         top.finish();
         Self {
             acme: acme::read(acme, folder, problems),
+            edge: read_edge(Section::new("edge.", edge, problems)),
             sources: read_sources(Section::new("sources.", sources, problems)),
             builds: read_builds(Section::new("builds.", builds, problems)),
             instances: read_instances(Section::new("instances.", instances, problems)),
@@ -129,6 +135,26 @@ impl Default for Builds {
 fn default_instances() -> Limits {
     // What an instance writes is gone with the instance.
     Limits { memory_bytes: Some(GIB), millicpus: None, pids: Some(1024), scratch_bytes: Some(GIB / 2) }
+}
+
+fn read_edge(mut section: Section<'_>) -> edge::Settings {
+    let networks: Vec<String> = section.take("load_balancers").unwrap_or_default();
+    let mut load_balancers = Vec::new();
+    for text in networks {
+        match text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
+            Ok(network) => load_balancers.push(network),
+            Err(_) => section.wrong("load_balancers", &format!("'{text}' is no address or network such as 10.0.0.0/8")),
+        }
+    }
+    let settings = edge::Settings {
+        strict_transport: section.at_least("hsts_seconds", 1).map(Duration::from_secs),
+        access_log: if section.take("access_log") == Some(true) { edge::AccessLog::On } else { edge::AccessLog::Off },
+        load_balancers,
+        max_body_bytes: section.at_least("max_body_bytes", 1),
+        connections_per_address: section.at_least("connections_per_address", 1),
+    };
+    section.finish();
+    settings
 }
 
 fn read_sources(mut section: Section<'_>) -> source::Limits {

@@ -135,7 +135,7 @@ impl House {
         let (routes, challenges) = (apps.route_table(), Arc::new(Challenges::default()));
         let domain = config.system_domain.clone();
         let edge = Edge::new(routes, router, domain, tls_port, Arc::clone(&challenges)).behind(in_front(config));
-        let edge = Arc::new(edge);
+        let edge = Arc::new(edge.with(config.edge.clone()));
         let keeper = match &certificates {
             Some(certificates) => keeper(config, &objects, &apps, certificates, &challenges).await?,
             None => None,

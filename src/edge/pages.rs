@@ -39,6 +39,12 @@ pub(super) fn unavailable(request: &Request<Body>, target: &Target) -> Response<
     response
 }
 
+/// 413: more than an application gets.
+pub(super) fn too_large(accept: &Accept, most: Option<u64>) -> Response<Body> {
+    let what = format!("The body of this request is larger than {} bytes.", most.unwrap_or_default());
+    write(accept, StatusCode::PAYLOAD_TOO_LARGE, &what, "Send less, or ask who runs this to allow more.")
+}
+
 /// 502: an instance took the request and did not answer it.
 pub(super) fn bad_gateway(accept: &Accept, instance: &str, why: &str) -> Response<Body> {
     let what = format!("Instance {instance} did not answer the request: {why}.");

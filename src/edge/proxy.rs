@@ -134,7 +134,7 @@ fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderV
     }
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()));
     if !headers.contains_key(&REQUEST_ID)
-        && let Ok(value) = HeaderValue::from_str(&request_id())
+        && let Ok(value) = HeaderValue::from_str(&random::<8>())
     {
         headers.insert(REQUEST_ID, value);
     }
@@ -181,9 +181,10 @@ fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
 
-fn request_id() -> String {
+/// That many random bytes, in hex.
+pub(super) fn random<const BYTES: usize>() -> String {
     use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 8];
+    let mut bytes = [0; BYTES];
     ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

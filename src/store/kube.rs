@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use kube::api::{DynamicObject, ListParams};
 use tokio::sync::broadcast;
 
-pub use call::{Failure, call};
+pub use call::{Failure, call, hurry};
 pub use connect::{Cluster, connect};
 pub use definition::{definition, install_definition, rights};
 pub use lease::{Election, Leadership, Terms};

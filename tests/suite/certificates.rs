@@ -9,17 +9,23 @@ struct Site {
     port: u16,
     /// What curl trusts.
     authority: PathBuf,
+    _config: tempfile::NamedTempFile,
 }
 
 impl Site {
     fn start() -> Self {
         let port = free_port();
-        let environment = vec![("EPINIOD_LISTEN_TLS", format!("127.0.0.1:{port}"))];
+        let config = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
+        std::fs::write(config.path(), "[edge]\nhsts_seconds = 60\naccess_log = true\n").expect("a file");
+        let environment = vec![
+            ("EPINIOD_LISTEN_TLS", format!("127.0.0.1:{port}")),
+            ("EPINIOD_CONFIG", config.path().to_str().expect("a path").to_owned()),
+        ];
         let surroundings = Surroundings { environment, ..Surroundings::default() };
         let daemon = Daemon::start_in(surroundings, Packages::Shared, RunBy::Caller);
         let authority = daemon.dir().join("ca.pem");
         std::fs::write(&authority, daemon.run(["ca", "show"])).expect("a file");
-        Self { daemon, port, authority }
+        Self { daemon, port, authority, _config: config }
     }
 
     fn curl(&self, more: &[&str]) -> std::io::Result<Response> {
@@ -63,6 +69,17 @@ fn applications_and_the_api_have_certificates_of_the_authority_that_clients_trus
     assert_eq!(moved.status, 308, "{moved:?}");
     let wanted = format!("location: https://page.localhost:{}/some/path?x=1", site.port);
     assert!(moved.body.to_lowercase().contains(&wanted), "{moved:?}");
+
+    let strict = site.curl(&["-i", &format!("{}/some?secret=1", url.trim())]).expect("an answer");
+    assert!(strict.body.to_lowercase().contains("strict-transport-security: max-age=60"), "{strict:?}");
+    let mut line = String::new();
+    wait_until("there is a line for the request", Duration::from_secs(10), || {
+        let log = std::fs::read_to_string(site.daemon.dir().join("daemon.log")).expect("a log");
+        let is_it = |line: &&str| line.contains("epiniod::access") && line.contains("scheme=\"https\" method=GET");
+        line = log.lines().rfind(|line| is_it(line) && line.contains("/some")).unwrap_or_default().to_owned();
+        !line.is_empty()
+    });
+    assert!(line.contains("page.localhost") && line.contains("status=200") && !line.contains("secret"), "{line}");
 
     site.daemon.stop();
     site.daemon.resume();

@@ -6,6 +6,7 @@
 )]
 
 mod client;
+mod options;
 mod replacing;
 mod site;
 

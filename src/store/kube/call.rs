@@ -3,7 +3,12 @@
 //! A server that restarts, or whose storage elects a leader, is away for up to a minute; who waits for an answer then
 //! waits a little longer. A repeated request may have been carried out before: [`Failure::may_be_done`] says so.
 
-use std::{error::Error as StdError, future::Future, time::Duration};
+use std::{
+    error::Error as StdError,
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use kube::{
     Api,
@@ -28,16 +33,23 @@ enum Cause {
     Unanswered(String),
 }
 
+/// From now on nobody in this process waits long for a server that is away: it ends, and the next one finds what there is.
+pub fn hurry() {
+    IS_ENDING.store(true, Ordering::Relaxed);
+}
+
 /// Sends a request until it is answered, or for as long as a server may be away.
 pub async fn call<T, F>(mut request: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = kube::Result<T>>,
 {
-    let give_up = Instant::now() + GIVE_UP;
+    let begun = Instant::now();
     let mut pauses = Pauses::default();
     let mut repeated = false;
     loop {
-        let (cause, asked) = match timeout(ANSWER, request()).await {
+        let is_ending = IS_ENDING.load(Ordering::Relaxed);
+        let answer = if is_ending { LAST } else { ANSWER };
+        let (cause, asked) = match timeout(answer, request()).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => match Failure::of(&error) {
                 Failure { cause: Cause::Refused(status), .. } if !is_passing(status.code) => {
@@ -45,10 +57,11 @@ where
                 }
                 failure => (failure.cause, retry_after(&error)),
             },
-            Err(_) => (Failure::unanswered(ANSWER).cause, Duration::ZERO),
+            Err(_) => (Failure::unanswered(answer).cause, Duration::ZERO),
         };
         let pause = pauses.next().unwrap_or_default().max(asked);
-        if Instant::now() + pause > give_up {
+        let patience = if is_ending { LAST } else { GIVE_UP };
+        if begun.elapsed() + pause > patience {
             return Err(Failure { cause, repeated: true });
         }
         tracing::debug!(?cause, "the API server did not answer; the request is sent again");
@@ -234,6 +247,9 @@ fn retry_after(error: &kube::Error) -> Duration {
 pub(super) const PAGE: u32 = 500;
 const ANSWER: Duration = Duration::from_secs(30);
 const GIVE_UP: Duration = Duration::from_secs(90);
+/// For each request of one that ends, all in all.
+const LAST: Duration = Duration::from_secs(10);
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 

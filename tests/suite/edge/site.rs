@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{Router, routing::get};
 use epiniod::{
     apps::{Apps, Deployed, Deployment, Error, NewApp, Settings},
-    edge::{Edge, Transport},
+    edge::{self, Edge, Transport},
     model::{AppChange, AppName, ImageName, Namespace},
     store::{DiskStore, Objects},
 };
@@ -30,12 +30,21 @@ impl Site {
     }
 
     pub async fn with(settings: Settings) -> Self {
+        Self::build(settings, edge::Settings::default()).await
+    }
+
+    pub async fn guarded(edge: edge::Settings) -> Self {
+        Self::build(Settings::default(), edge).await
+    }
+
+    async fn build(settings: Settings, chosen: edge::Settings) -> Self {
         let house = House::open().await;
         let objects = Objects::new(DiskStore::open(&house.dir.path().join("store")).expect("a store"));
         let apps = Apps::new(objects.clone(), Arc::clone(&house.runtime) as _, settings);
         apps.create_namespace(&Namespace::default()).await.expect("a namespace");
         let api = Router::new().route("/ready", get(|| async { "the API is ready" }));
-        let edge = Arc::new(Edge::new(apps.route_table(), api, "localhost".to_owned(), None, Arc::default()));
+        let edge = Edge::new(apps.route_table(), api, "localhost".to_owned(), None, Arc::default());
+        let edge = Arc::new(edge.with(chosen));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (address, stop) = (listener.local_addr().expect("an address"), CancellationToken::new());
         let tasks = vec![

@@ -1,0 +1,34 @@
+//! What whoever runs the daemon may choose about its listeners.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// For how long browsers are to use TLS only, once they have seen it (RFC 6797).
+    pub strict_transport: Option<Duration>,
+    pub access_log: AccessLog,
+    /// Load balancers that say whom they speak for, by the PROXY protocol; others are clients themselves.
+    pub load_balancers: Vec<IpNet>,
+    /// Of the body of a request to an application.
+    pub max_body_bytes: Option<u64>,
+    /// How many may be open from one address.
+    pub connections_per_address: Option<usize>,
+}
+
+/// Whether a line is logged for each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AccessLog {
+    #[default]
+    Off,
+    On,
+}
+
+impl Settings {
+    pub(super) fn is_load_balancer(&self, address: IpAddr) -> bool {
+        // A listener of both families has the addresses of the older one inside of the newer.
+        let address = address.to_canonical();
+        self.load_balancers.iter().any(|network| network.contains(&address))
+    }
+}
