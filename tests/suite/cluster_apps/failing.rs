@@ -1,6 +1,6 @@
 //! What may go wrong with a build in a cluster: each is said while the push is looked at, and what passes is waited for.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -147,5 +147,11 @@ fn builds_and_applications_outlive_an_api_server_that_is_away() {
     assert_eq!(numbers, (0..100).collect::<Vec<_>>(), "the log is whole:\n{said}");
     driven.wait_until_builds_are_gone();
     driven.daemon.run(["apps", "delete", "away", "steady"]);
+
+    // Whoever tells the daemon to stop does not wait until the server is back.
+    line.set(Way::Cut);
+    let told = Instant::now();
+    driven.daemon.stop();
+    assert!(told.elapsed() < Duration::from_secs(60), "it took {:?}", told.elapsed());
     drop(runtime);
 }

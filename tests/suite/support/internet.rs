@@ -27,6 +27,8 @@ pub struct Manner {
     pub slow: u32,
     /// How long certificates are valid, in seconds.
     pub validity: u32,
+    /// Whether it asks its clients to wait between two looks at an order.
+    pub waits: bool,
     /// What its clients ask before they validate themselves; none asks the name service of the test.
     pub name_server: String,
     /// Whether an account needs a key of another one.
@@ -36,7 +38,7 @@ pub struct Manner {
 impl Default for Manner {
     fn default() -> Self {
         let name_server = format!("{NAME_SERVICE}:53");
-        Self { bad_nonces: 0, slow: 0, validity: 90 * 86_400, name_server, binding: None }
+        Self { bad_nonces: 0, slow: 0, validity: 90 * 86_400, waits: true, name_server, binding: None }
     }
 }
 
@@ -152,7 +154,7 @@ impl Internet {
             "privateKey": self.dir.path().join("server.key"),
             "httpPort": 80,
             "tlsPort": 443,
-            "retryAfter": {"authz": 1, "order": 1},
+            "retryAfter": {"authz": i32::from(self.manner.waits), "order": i32::from(self.manner.waits)},
             "keyAlgorithm": "ecdsa",
             "externalAccountBindingRequired": self.manner.binding.is_some(),
             "externalAccountMACKeys": keys,
