@@ -35,7 +35,7 @@ pub use token::{BuildClaims, Grant};
 
 use self::{backoff::Backoff, user::User};
 use crate::{
-    model::{Timestamp, TokenName, UserName},
+    model::{Timestamp, TokenName, UserName, random, random_hex},
     store::{self, Objects},
 };
 
@@ -268,14 +268,7 @@ fn basic(encoded: &str) -> Option<(String, String)> {
 
 /// A password that nobody guesses.
 pub fn new_password() -> String {
-    api_token::hex(&random::<16>())
-}
-
-fn random<const N: usize>() -> [u8; N] {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; N];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes
+    random_hex::<16>()
 }
 
 /// What can go wrong with users and tokens.

@@ -64,7 +64,6 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let (work, listeners) = (TaskTracker::new(), TaskTracker::new());
     let stop = CancellationToken::new();
     drop(answering);
-    work.spawn(Arc::clone(&house.apps).run(stop.clone()));
     listeners.spawn(Arc::clone(&house.edge).serve(api, Transport::Plain, stop.clone()));
     if let Some((tls, transport)) = tls.zip(house.tls.clone()) {
         listeners.spawn(Arc::clone(&house.edge).serve(tls, Transport::Tls(transport), stop.clone()));
@@ -72,16 +71,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     // Later than everything else: the nodes of a cluster pull from here what is deployed in these moments.
     let last = CancellationToken::new();
     listeners.spawn(serve_registry(registry, house.registry_router(), last.clone()));
-    work.spawn(collect::run(house.garbage(), stop.clone()));
-    if let Some(keeper) = house.keeper.clone() {
-        work.spawn(keeper.run(house.apps.route_table().changes(), stop.clone()));
-    }
-    if let Some(reports) = house.reports.clone() {
-        work.spawn(reports.run(stop.clone()));
-    }
-    if let Some(traffic) = place.as_ref().and_then(Place::traffic) {
-        work.spawn(traffic.keep(stop.clone()));
-    }
+    begin_work(&house, place.as_ref(), &work, &stop);
     work.close();
     listeners.close();
     tracing::info!(api = %api_address, registry = %registry_address, data_dir = %config.data_dir.display(), "listening");
@@ -115,6 +105,21 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
         place.wait_until_unasked().await;
     }
     stopped
+}
+
+/// What goes on whoever asks for something.
+fn begin_work(house: &House, place: Option<&Place>, work: &TaskTracker, stop: &CancellationToken) {
+    work.spawn(Arc::clone(&house.apps).run(stop.clone()));
+    work.spawn(collect::run(house.garbage(), stop.clone()));
+    if let Some(keeper) = house.keeper.clone() {
+        work.spawn(keeper.run(house.apps.route_table().changes(), stop.clone()));
+    }
+    if let Some(reports) = house.reports.clone() {
+        work.spawn(reports.run(stop.clone()));
+    }
+    if let Some(traffic) = place.and_then(Place::traffic) {
+        work.spawn(traffic.keep(stop.clone()));
+    }
 }
 
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {

@@ -48,7 +48,7 @@ pub use self::{
 };
 use crate::{
     acme::Challenges,
-    apps::{Lookup, RouteTable},
+    apps::{InFlight, Lookup, RouteTable},
     auth::ClientAddress,
 };
 
@@ -220,18 +220,11 @@ impl Edge {
         }
         let path = request.uri().path().to_owned();
         match self.routes.find(&host, &path) {
-            Lookup::Backend(_) if self.is_too_large(&request) => {
-                pages::too_large(&pages::Accept::of(&request), self.settings.max_body_bytes)
-            }
             Lookup::Backend(backend) => {
                 let another = |tried: &[SocketAddr]| self.routes.another(&host, &path, tried);
-                let accept = pages::Accept::of(&request);
-                let (request, is_over) = self.limited(request);
-                let response = self.proxy.forward(request, backend, another, client).await;
-                if is_over.load(Ordering::Relaxed) {
-                    pages::too_large(&accept, self.settings.max_body_bytes)
-                } else {
-                    response
+                match self.settings.max_body_bytes {
+                    None => self.proxy.forward(request, backend, another, client).await,
+                    Some(most) => self.forward_up_to(most, request, backend, another, client).await,
                 }
             }
             Lookup::Unavailable(target) => pages::unavailable(&request, &target),
@@ -240,25 +233,30 @@ impl Edge {
         }
     }
 
-    /// Whether it says of itself that its body is more than an application gets.
-    fn is_too_large(&self, request: &Request<Body>) -> bool {
-        let length = hyper::body::Body::size_hint(request.body()).lower();
-        self.settings.max_body_bytes.is_some_and(|most| length > most)
-    }
-
-    /// What does not say how long it is breaks off where it is too long; then this is true.
-    fn limited(&self, request: Request<Body>) -> (Request<Body>, Arc<AtomicBool>) {
+    /// Gives a request to a backend where its body is not too long: it may say how long it is, or be cut off.
+    async fn forward_up_to(
+        &self,
+        most: u64,
+        request: Request<Body>,
+        backend: InFlight,
+        another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
+        client: Client,
+    ) -> Response<Body> {
+        let accept = pages::Accept::of(&request);
+        if hyper::body::Body::size_hint(request.body()).lower() > most {
+            return pages::too_large(&accept, most);
+        }
         let is_over = Arc::new(AtomicBool::new(false));
-        let Some(most) = self.settings.max_body_bytes else { return (request, is_over) };
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let tell = Arc::clone(&is_over);
         let request = request.map(|body| {
-            Body::new(Limited::new(body, most).map_err(move |error| {
+            let limited = Limited::new(body, usize::try_from(most).unwrap_or(usize::MAX));
+            Body::new(limited.map_err(move |error| {
                 tell.fetch_or(error.is::<LengthLimitError>(), Ordering::Relaxed);
                 error
             }))
         });
-        (request, is_over)
+        let response = self.proxy.forward(request, backend, another, client).await;
+        if is_over.load(Ordering::Relaxed) { pages::too_large(&accept, most) } else { response }
     }
 
     /// A place for one more connection of an address.

@@ -1,13 +1,14 @@
 //! What the product talks about: names, digests, routes, applications, stagings, releases.
 //!
 //! Everything here is plain data, parsed once at the edge of the process: inside, a bad name or a
-//! malformed digest cannot exist. The room does no I/O and knows no other room.
+//! malformed digest cannot exist. The room does no I/O, but for asking the kernel for random bytes, and knows no other room.
 
 mod app;
 mod builder;
 mod digest;
 mod image;
 mod name;
+mod random;
 mod release;
 mod route;
 mod staging;
@@ -18,6 +19,7 @@ pub use builder::{Builder, BuilderName, ImagePlace, InvalidBuilder};
 pub use digest::{Digest, InvalidDigest};
 pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
 pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, TokenName, UserName};
+pub use random::{hex, random, random_hex};
 pub use release::{Release, ReleaseId, ReleaseState};
 pub use route::{InvalidRoute, Route};
 pub use staging::{AfterStaging, Basis, BuilderImages, Phase, Staging, StagingState};

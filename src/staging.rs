@@ -27,7 +27,7 @@ use crate::{
     base::Bases,
     blob::SharedBlobs,
     builders::Builders,
-    model::{AfterStaging, App, AppName, Namespace, StageId, Staging, StagingState, Timestamp},
+    model::{AfterStaging, App, AppName, Namespace, StageId, Staging, StagingState, Timestamp, random_hex},
     oci::registry::Registry,
     runtime::{Limits, LogLine, SharedRuntime, Volumes},
     source::Source,
@@ -342,11 +342,7 @@ impl Stagings {
 }
 
 fn new_stage_id() -> StageId {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 8];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    hex.parse().expect("16 hexadecimal digits are a stage id")
+    random_hex::<8>().parse().expect("16 hexadecimal digits are a stage id")
 }
 
 /// What can go wrong with a staging, apart from the build itself.

@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use jiff::{Timestamp, ToSpan as _, tz::TimeZone};
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, NameConstraints, SanType, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SanType, date_time_ymd,
 };
 use rustls::{
     crypto::ring::sign::any_ecdsa_type,
@@ -138,19 +138,26 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, LEAF_DAYS);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        let private = PrivateKeyDer::try_from(key.serialize_der())
-            .and_then(|key| any_ecdsa_type(&key).map_err(|_| "the key is not one of ECDSA"))
-            .map_err(|cause| Error::Key { doing: doing(), cause: cause.to_owned() })?;
         let renewal = Timestamp::now() + (LEAF_DAYS * 24 * 2 / 3).hours();
-        Ok((Arc::new(CertifiedKey::new(vec![certificate.der().clone()], private)), renewal))
+        Ok((certified(&certificate, &key, doing)?, renewal))
     }
-}
 
-impl Authority {
     /// What is left of the life of a certificate when another one takes its place.
     pub(super) fn grace() -> jiff::Span {
         (LEAF_DAYS * 24 / 3).hours()
     }
+}
+
+/// A certificate that was made here, as rustls takes it.
+pub(super) fn certified(
+    certificate: &Certificate,
+    key: &KeyPair,
+    doing: impl Fn() -> String,
+) -> Result<Arc<CertifiedKey>, Error> {
+    let private = PrivateKeyDer::try_from(key.serialize_der())
+        .and_then(|key| any_ecdsa_type(&key).map_err(|_| "the key is not one of ECDSA"))
+        .map_err(|cause| Error::Key { doing: doing(), cause: cause.to_owned() })?;
+    Ok(Arc::new(CertifiedKey::new(vec![certificate.der().clone()], private)))
 }
 
 fn set_validity(params: &mut CertificateParams, days: i64) {

@@ -8,14 +8,12 @@ use std::{
 
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::{
-    crypto::ring::sign::any_ecdsa_type,
-    pki_types::PrivateKeyDer,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use tokio::sync::Notify;
 
-use super::Error;
+use super::{Error, authority::certified};
 
 /// The answers that are waited for now; most of the time there are none.
 #[derive(Default)]
@@ -123,10 +121,7 @@ fn certificate(host: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>, Error> {
     let mut params = CertificateParams::new(vec![host.to_owned()]).map_err(failed)?;
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
     let certificate = params.self_signed(&key).map_err(failed)?;
-    let private = PrivateKeyDer::try_from(key.serialize_der())
-        .and_then(|key| any_ecdsa_type(&key).map_err(|_| "the key is not one of ECDSA"))
-        .map_err(|cause| Error::Key { doing: doing(), cause: cause.to_owned() })?;
-    Ok(Arc::new(CertifiedKey::new(vec![certificate.der().clone()], private)))
+    certified(&certificate, &key, doing)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use super::{Challenges, challenges::Given};
+use crate::model::random_hex;
 
 /// For an answer of DNS, and of whoever serves the host.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -12,7 +13,7 @@ const HTTP: u16 = 80;
 /// not answer.
 pub(super) async fn check(host: &str, challenges: &Arc<Challenges>) -> Result<(), String> {
     let addresses = resolve(host).await?;
-    let token = random();
+    let token = random_hex::<16>();
     let given = challenges.give_text(&token, token.clone());
     let url = format!("http://{host}{}", Given::path_of(&token));
     let client = reqwest::Client::builder()
@@ -47,11 +48,4 @@ async fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
         return Err(format!("{host} is not in DNS; make an A or AAAA record for it that leads to this machine"));
     }
     Ok(addresses)
-}
-
-fn random() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

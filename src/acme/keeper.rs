@@ -22,7 +22,10 @@ use super::{
     order::{Ordering, Way},
     plan::{self, Plan},
 };
-use crate::store::{self, Objects, Stored};
+use crate::{
+    model::random,
+    store::{self, Objects, Stored},
+};
 
 /// The hosts that are served now.
 pub type Hosts = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
@@ -329,9 +332,8 @@ impl Keeper {
     async fn clear(&self) {
         let (wanted, all, now) = (self.wanted(), self.values(), Timestamp::now());
         for (index, kept) in all.iter().enumerate() {
-            let others: Vec<_> =
-                all.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, kept)| kept.clone()).collect();
-            if kept.pending.is_none() && plan::is_over(kept, &wanted, &others, now) {
+            let others = [&all[..index], &all[index + 1..]];
+            if kept.pending.is_none() && plan::is_over(kept, &wanted, others, now) {
                 match self.objects.delete(&key_of(&kept.names)).await {
                     Ok(()) | Err(store::Error::NotFound(_)) => {
                         let mut known = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -400,8 +402,5 @@ fn next_attempt(attempts: u32, pauses: &[i64], until: Option<Timestamp>) -> Time
 
 /// From 0 to 1, by chance.
 fn fraction() -> f64 {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 4];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+    f64::from(u32::from_le_bytes(random())) / f64::from(u32::MAX)
 }

@@ -80,16 +80,17 @@ fn grouped(names: Vec<String>) -> Vec<Vec<String>> {
 }
 
 /// Whether nothing needs what is kept any more.
-pub(super) fn is_over(kept: &Kept, wanted: &BTreeSet<String>, others: &[Kept], now: Timestamp) -> bool {
+pub(super) fn is_over(kept: &Kept, wanted: &BTreeSet<String>, others: [&[Kept]; 2], now: Timestamp) -> bool {
+    let others = || others.into_iter().flatten();
     let is_wanted = |name: &&String| wanted.contains(*name);
     let Some(own) = &kept.issued else {
         // What is left of trouble with names that are gone, or that have their certificate by now.
-        let has_one = |name: &String| others.iter().any(|other| other.has(name) && is_good(other.issued.as_ref(), now));
+        let has_one = |name: &String| others().any(|other| other.has(name) && is_good(other.issued.as_ref(), now));
         return kept.names.iter().filter(is_wanted).all(has_one);
     };
     // A name that went may come back, and would cost another one.
     let newer = |name: &String| {
-        others.iter().any(|other| {
+        others().any(|other| {
             other.has(name) && other.issued.as_ref().is_some_and(|issued| issued.not_after > own.not_after)
         })
     };
@@ -180,12 +181,12 @@ mod tests {
     fn what_nobody_needs_goes_and_what_may_come_back_stays() {
         let wanted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let (own, trouble) = (issued(&["a.test"], 0), failed(&["a.test"], Some(day(5))));
-        assert!(!is_over(&own, &wanted(&[]), &[], day(10)), "its route may come back");
-        assert!(is_over(&own, &wanted(&[]), &[], day(91)));
-        assert!(!is_over(&own, &wanted(&["a.test"]), &[], day(91)), "better than none");
-        assert!(is_over(&own, &wanted(&["a.test"]), &[issued(&["a.test"], 60)], day(61)));
-        assert!(is_over(&trouble, &wanted(&[]), &[], day(1)));
-        assert!(!is_over(&trouble, &wanted(&["a.test"]), &[], day(1)));
-        assert!(is_over(&trouble, &wanted(&["a.test"]), &[own], day(1)));
+        assert!(!is_over(&own, &wanted(&[]), [&[], &[]], day(10)), "its route may come back");
+        assert!(is_over(&own, &wanted(&[]), [&[], &[]], day(91)));
+        assert!(!is_over(&own, &wanted(&["a.test"]), [&[], &[]], day(91)), "better than none");
+        assert!(is_over(&own, &wanted(&["a.test"]), [&[issued(&["a.test"], 60)], &[]], day(61)));
+        assert!(is_over(&trouble, &wanted(&[]), [&[], &[]], day(1)));
+        assert!(!is_over(&trouble, &wanted(&["a.test"]), [&[], &[]], day(1)));
+        assert!(is_over(&trouble, &wanted(&["a.test"]), [&[own], &[]], day(1)));
     }
 }

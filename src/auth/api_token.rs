@@ -9,9 +9,9 @@ use std::sync::PoisonError;
 use ring::{digest, hmac};
 use serde::{Deserialize, Serialize};
 
-use super::{Auth, ClientAddress, Error, Pass, Principal, Role, Scope, random};
+use super::{Auth, ClientAddress, Error, Pass, Principal, Role, Scope};
 use crate::{
-    model::{Namespace, Timestamp, TokenName, UserName},
+    model::{Namespace, Timestamp, TokenName, UserName, hex, random_hex},
     store::{self, Key, Kind, Objects, Resource},
     telemetry::chain,
 };
@@ -197,7 +197,7 @@ pub(super) fn is_whole(text: &str) -> bool {
 }
 
 fn new_secret() -> String {
-    let random = format!("{PREFIX}{}", hex(&random::<SECRET_BYTES>()));
+    let random = format!("{PREFIX}{}", random_hex::<SECRET_BYTES>());
     let checksum = &digest(&random)[..CHECKSUM];
     format!("{random}{checksum}")
 }
@@ -205,10 +205,6 @@ fn new_secret() -> String {
 /// SHA-256, hexadecimal.
 pub(super) fn digest(text: &str) -> String {
     hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn key_of(name: &TokenName) -> Key {

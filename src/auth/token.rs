@@ -4,9 +4,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
-use super::{Auth, ClientAddress, Error, Principal, Role, random};
+use super::{Auth, ClientAddress, Error, Principal, Role};
 use crate::{
-    model::{Namespace, StageId, Staging, Timestamp, TokenName, UserName},
+    model::{Namespace, StageId, Staging, Timestamp, TokenName, UserName, random},
     oci::registry::Action,
     store::{self, Key, Kind, Objects, Resource},
 };

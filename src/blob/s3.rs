@@ -38,7 +38,7 @@ pub use self::{
     keys::{KeySource, Keys},
 };
 use super::{BlobEntry, BlobReader, BlobWriter, Blobs, Error};
-use crate::model::{Digest, Timestamp};
+use crate::model::{Digest, Timestamp, random_hex};
 
 /// Blobs in a bucket.
 pub struct S3Blobs {
@@ -303,8 +303,5 @@ fn digest_of(key: &str, prefix: &str) -> Option<Digest> {
 
 /// A name that nobody else has.
 pub fn random_name() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    random_hex::<16>()
 }

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, heade
 use http_body::{Frame, SizeHint};
 
 use super::Client;
+use crate::model::random_hex;
 
 /// What is known when a request has come.
 pub(super) struct Line {
@@ -65,7 +66,7 @@ fn trace(request: &mut Request<Body>) -> String {
     if let Some(id) = known.and_then(id_of) {
         return id.to_owned();
     }
-    let random = super::proxy::random::<24>();
+    let random = random_hex::<24>();
     let (id, parent) = random.split_at(32);
     if let Ok(value) = HeaderValue::from_str(&format!("00-{id}-{parent}-00")) {
         request.headers_mut().insert(TRACE_PARENT, value);

@@ -40,8 +40,8 @@ pub(super) fn unavailable(request: &Request<Body>, target: &Target) -> Response<
 }
 
 /// 413: more than an application gets.
-pub(super) fn too_large(accept: &Accept, most: Option<u64>) -> Response<Body> {
-    let what = format!("The body of this request is larger than {} bytes.", most.unwrap_or_default());
+pub(super) fn too_large(accept: &Accept, most: u64) -> Response<Body> {
+    let what = format!("The body of this request is larger than {most} bytes.");
     write(accept, StatusCode::PAYLOAD_TOO_LARGE, &what, "Send less, or ask who runs this to allow more.")
 }
 

@@ -14,7 +14,7 @@ use super::{
     pages::{self, Accept},
     upstream::{Failure, Upstream},
 };
-use crate::apps::InFlight;
+use crate::{apps::InFlight, model::random_hex};
 
 /// How often a request that no instance has seen is tried elsewhere.
 const ATTEMPTS: usize = 3;
@@ -134,7 +134,7 @@ fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderV
     }
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()));
     if !headers.contains_key(&REQUEST_ID)
-        && let Ok(value) = HeaderValue::from_str(&random::<8>())
+        && let Ok(value) = HeaderValue::from_str(&random_hex::<8>())
     {
         headers.insert(REQUEST_ID, value);
     }
@@ -179,14 +179,6 @@ fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let wanted = connection.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade"));
     let protocol = headers.get(header::UPGRADE).filter(|_| wanted)?;
     (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
-}
-
-/// That many random bytes, in hex.
-pub(super) fn random<const BYTES: usize>() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; BYTES];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

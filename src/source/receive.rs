@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     blob::{BlobInfo, BlobWriter},
-    model::{AppName, Namespace, Timestamp},
+    model::{AppName, Namespace, Timestamp, hex, random},
 };
 
 /// How many parts of an upload may wait for the check.
@@ -163,11 +163,9 @@ impl Read for Parts {
 
 /// RFC 9562, version 4.
 fn new_uuid() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0u8; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
+    let mut bytes = random::<16>();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&bytes);
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }

@@ -8,10 +8,7 @@ tokio::task_local! {
 
 /// A new id.
 pub fn new_request_id() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 8];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::model::random_hex::<8>()
 }
 
 /// Everything that happens in this future is of this request.

@@ -18,7 +18,10 @@ use super::{
     error::blob_range,
     http::{Parameters, created, parse_digest},
 };
-use crate::{blob::BlobWriter, model::Digest};
+use crate::{
+    blob::BlobWriter,
+    model::{Digest, random_hex},
+};
 
 /// An upload that is not used for so long is given up.
 const LIFETIME: Duration = Duration::from_secs(3600);
@@ -49,7 +52,7 @@ impl Uploads {
         if sessions.len() >= MAX_UPLOADS {
             return Err(Error::TooManyUploads);
         }
-        let id = random_id();
+        let id = random_hex::<16>();
         let upload = Arc::new(tokio::sync::Mutex::new(Some(writer)));
         sessions.insert(id.clone(), Session { repository: repository.to_owned(), used: Instant::now(), upload });
         Ok(id)
@@ -196,11 +199,4 @@ fn accepted(status: StatusCode, repository: &str, id: &str, written: u64) -> Res
         ("Docker-Upload-UUID", id.to_owned()),
     ];
     (status, headers).into_response()
-}
-
-fn random_id() -> String {
-    use ring::rand::SecureRandom as _;
-    let mut bytes = [0; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
