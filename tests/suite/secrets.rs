@@ -28,6 +28,8 @@ struct Secret {
     allowed: &'static [&'static str],
     /// May processes of the application have it?
     of_the_application: bool,
+    /// What a user runs in the application: the process that is asked for has this in its arguments, and no other has.
+    command: Option<String>,
 }
 
 impl Secret {
@@ -39,7 +41,14 @@ impl Secret {
             text.as_bytes()[begin..text.len() - 4].to_vec()
         };
         let forms = vec![text.as_bytes().to_vec(), encoded(""), encoded("a"), encoded("ab")];
-        Self { name, forms, allowed, of_the_application: false }
+        Self { name, forms, allowed, of_the_application: false, command: None }
+    }
+
+    /// Whether arguments have it only as the command that a user runs.
+    fn is_command(&self, arguments: &[u8]) -> bool {
+        let command = self.command.as_ref().map(|command| command.as_bytes());
+        let mut having = arguments.split(|byte| *byte == 0).filter(|argument| self.is_in(argument));
+        having.all(|argument| Some(argument) == command)
     }
 
     fn is_in(&self, bytes: &[u8]) -> bool {
@@ -83,7 +92,8 @@ fn look_at_processes(daemon: u32, secrets: &[Secret], found: &mut BTreeSet<Strin
         for part in ["cmdline", "environ"] {
             let bytes = fs::read(process.path().join(part)).unwrap_or_default();
             for secret in secrets.iter().filter(|secret| secret.is_in(&bytes)) {
-                if !(is_inside && secret.of_the_application && part == "environ") {
+                let is_own = part == "environ" || secret.is_command(&bytes);
+                if !(is_inside && secret.of_the_application && is_own) {
                     let command = String::from_utf8_lossy(&arguments).replace('\0', " ");
                     found.insert(format!("{} in {part} of {command}", secret.name));
                 }
@@ -111,6 +121,7 @@ fn secrets_are_nowhere_but_where_they_have_to_be() {
     let websocket = admin.call("GET", "/api/v1/authtoken", &[]).1["token"].as_str().expect("a token").to_owned();
     let mut of_the_application = Secret::new("the environment", &environment, ENVIRONMENT);
     of_the_application.of_the_application = true;
+    of_the_application.command = Some(command_with(&environment));
     let secrets = [
         Secret::new("the admin's password", &daemon.password, &["client.yaml"]),
         Secret::new("a key of the object storage", &cloud_key, &[]),
@@ -197,6 +208,11 @@ const ENVIRONMENT: &[&str] = &["store", "workloads"];
 /// A file of the source is in its archive, in layers of the image, and in what is unpacked of them.
 const SOURCE: &[&str] = &["blobs", "layers", "workloads"];
 
+/// What is run in the application, with the secret in its text.
+fn command_with(environment: &str) -> String {
+    format!("echo {environment} >/dev/null")
+}
+
 /// Brings secrets to every door; everything that is answered, but for what was asked for.
 fn pass_through(daemon: &Daemon, token: &str, websocket: &str, secrets: [&String; 4]) -> String {
     let [environment, in_source, registry, wrong] = secrets;
@@ -244,7 +260,7 @@ fn pass_through(daemon: &Daemon, token: &str, websocket: &str, secrets: [&String
     ask(&[&logs]);
     let logs = daemon.output(["apps", "logs", "shop"]);
     said.push_str(&String::from_utf8_lossy(&[logs.stdout, logs.stderr].concat()));
-    let command = format!("echo {environment} >/dev/null");
+    let command = command_with(environment);
     assert!(daemon.output(["apps", "exec", "shop", "--", "sh", "-c", &command]).status.success());
     // A builder of a registry that does not know us: this daemon's own will do.
     let host = format!("127.0.0.1:{}", daemon.registry_port);
