@@ -72,18 +72,19 @@ function open(key, app, show) {
 
 function dropAnywhere() {
   const takes = (event) => session.authorization && event.dataTransfer.types.includes("Files");
-  let inside = 0;
-  const count = (change) => (event) => {
+  const hover = (event) => {
     if (!takes(event)) return;
-    inside = Math.max(0, inside + change);
-    dropping.hidden = !inside;
+    // Both have to be taken: what is under the mouse may be replaced at any time, and is entered then, not dragged over.
+    event.preventDefault();
+    dropping.hidden = false;
   };
-  window.addEventListener("dragenter", count(1));
-  window.addEventListener("dragleave", count(-1));
-  window.addEventListener("dragover", (event) => takes(event) && event.preventDefault());
+  window.addEventListener("dragenter", hover);
+  window.addEventListener("dragover", hover);
+  window.addEventListener("dragleave", (event) => event.relatedTarget || (dropping.hidden = true));
+  // Mice are silent while something is dragged. What was left may have been replaced, and then nobody heard of it.
+  window.addEventListener("pointermove", () => (dropping.hidden = true));
   window.addEventListener("drop", (event) => {
     event.preventDefault();
-    inside = 0;
     dropping.hidden = true;
     if (!takes(event)) return;
     if (view.page?.drop) view.page.drop(event.dataTransfer);

@@ -103,10 +103,10 @@ fn who_logs_in_sees_applications_and_who_logs_out_leaves_nothing() {
     browser.open(&format!("{}#/push", home(&daemon)));
     browser.until_there("#login-user");
     // A token is as good as a password; one that is none is refused.
-    browser.click("button.plain");
+    browser.click("form button.plain");
     browser.fill("#login-token", "no-such-token");
     browser.press(Key::Enter);
-    browser.until_there("[role=alert]");
+    browser.until_text("[role=alert]", "token");
     browser.has_not_complained_but_of(&["/api/v1/me"]);
 }
 

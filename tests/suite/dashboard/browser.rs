@@ -19,6 +19,8 @@ use crate::support::{get, not_run, wait_until};
 
 /// How long a command of the protocol, or the start, may take on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What becomes of a question when its page is left.
+const LEFT: [&str; 3] = ["navigated or closed", "context was destroyed", "Cannot find context"];
 
 pub struct Browser {
     runtime: Runtime,
@@ -75,8 +77,13 @@ impl Browser {
         Some(browser)
     }
 
-    /// One command; complaints that come meanwhile are kept.
+    /// One command that succeeds.
     pub fn command(&mut self, method: &str, parameters: Value) -> Value {
+        self.ask(method, parameters).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// What the browser answers to one command; complaints that come meanwhile are kept.
+    fn ask(&mut self, method: &str, parameters: Value) -> Result<Value, Value> {
         self.commands += 1;
         let id = self.commands;
         let text = json!({ "id": id, "method": method, "params": parameters }).to_string();
@@ -95,9 +102,11 @@ impl Browser {
             }
         };
         let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await });
-        let answer = answer.unwrap_or_else(|_| panic!("{method} took longer than {PATIENCE:?}"));
-        assert!(answer.get("error").is_none(), "{method}: {answer}");
-        answer["result"].clone()
+        let mut answer = answer.unwrap_or_else(|_| panic!("{method} took longer than {PATIENCE:?}"));
+        match answer.get("error") {
+            Some(error) => Err(error.clone()),
+            None => Ok(answer["result"].take()),
+        }
     }
 
     pub fn open(&mut self, url: &str) {
@@ -114,10 +123,7 @@ impl Browser {
 
     /// What an expression of JavaScript is.
     pub fn value(&mut self, expression: &str) -> Value {
-        let asked = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
-        let answer = self.command("Runtime.evaluate", asked);
-        assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
-        answer["result"]["value"].clone()
+        value_of(expression, self.ask("Runtime.evaluate", evaluation(expression)))
     }
 
     pub fn text(&mut self, selector: &str) -> String {
@@ -130,7 +136,16 @@ impl Browser {
         let deadline = Instant::now() + 2 * PATIENCE;
         // What it speaks of may not be there yet.
         let asked = format!("(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()");
-        while self.value(&asked) != true {
+        loop {
+            match self.ask("Runtime.evaluate", evaluation(&asked)) {
+                // The page that was asked made way for the next one.
+                Err(error) if LEFT.iter().any(|left| error.to_string().contains(left)) => {}
+                answer => {
+                    if value_of(&asked, answer) == true {
+                        return;
+                    }
+                }
+            }
             if Instant::now() > deadline {
                 let complaints = self.complaints.join("\n");
                 panic!("waited until {what}; the page is:\n{}\n{complaints}", self.text("body"));
@@ -149,25 +164,42 @@ impl Browser {
         self.until(&format!("{selector} says {text:?}"), &expression);
     }
 
-    /// Where somebody would point: something that is covered or outside cannot be clicked.
+    /// Where somebody would point: something that is covered or outside cannot be clicked. What moved away under the mouse, as
+    /// the page is alive, is clicked again.
     pub fn click(&mut self, selector: &str) {
-        self.until_there(selector);
-        let expression = format!(
-            "(() => {{ const e = document.querySelector({selector:?}); e.scrollIntoView({{ block: 'center' }});
+        let aim = format!(
+            "(() => {{ const e = document.querySelector({selector:?}); window.isClicked = false;
+             e.addEventListener('click', () => window.isClicked = true, {{ once: true }});
+             e.scrollIntoView({{ block: 'center' }});
              const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
         );
-        let at = self.value(&expression);
-        for kind in ["mousePressed", "mouseReleased"] {
-            let event = json!({ "type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1 });
-            self.command("Input.dispatchMouseEvent", event);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.until_there(selector);
+            let at = self.value(&aim);
+            for kind in ["mousePressed", "mouseReleased"] {
+                let event = json!({ "type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1 });
+                self.command("Input.dispatchMouseEvent", event);
+            }
+            // Who was led to another document by it has no such mark.
+            if self.value("window.isClicked ?? true") == true {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{selector} is not to be clicked at {at}; the page is:\n{}",
+                self.text("body")
+            );
         }
     }
 
     /// Replaces what is in a field.
     pub fn fill(&mut self, selector: &str, text: &str) {
         self.until_there(selector);
-        self.value(&format!("document.querySelector({selector:?}).focus()"));
-        self.value(&format!("document.querySelector({selector:?}).select()"));
+        let ready = format!(
+            "const e = document.querySelector({selector:?}); e.focus(); e.select(); document.activeElement === e"
+        );
+        assert_eq!(self.value(&format!("{{ {ready} }}")), true, "{selector} cannot be written into");
         self.insert(text);
     }
 
@@ -249,6 +281,16 @@ impl Drop for Browser {
 pub enum Key {
     Tab,
     Enter,
+}
+
+fn evaluation(expression: &str) -> Value {
+    json!({ "expression": expression, "awaitPromise": true, "returnByValue": true })
+}
+
+fn value_of(expression: &str, answer: Result<Value, Value>) -> Value {
+    let mut answer = answer.unwrap_or_else(|error| panic!("{expression}: {error}"));
+    assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
+    answer["result"]["value"].take()
 }
 
 fn complaint(message: &Value) -> Option<String> {
