@@ -50,7 +50,7 @@ use axum::{
     routing::{delete, get, post, put},
 };
 
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     acme::Certificates, apps::Apps, auth::Auth, model::Route, runtime::SharedRuntime, source::Sources,
@@ -78,6 +78,16 @@ pub struct ApiState {
     pub certificates: Option<Arc<Certificates>>,
     /// Pushes that go on, whoever listens.
     pub pushes: TaskTracker,
+    pub ending: Ending,
+}
+
+/// How far the end of the daemon is, for who waits for a push.
+#[derive(Clone, Default)]
+pub struct Ending {
+    /// Applications end as well: no other daemon is about to take its place.
+    pub everything: CancellationToken,
+    /// What has not ended by now does not end here.
+    pub given_up: CancellationToken,
 }
 
 /// How routes are reached from outside.

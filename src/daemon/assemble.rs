@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     acme::{Authority, Certificates, Challenges, Keeper},
-    api::{self, Urls},
+    api::{self, Ending, Urls},
     apps::{self, Apps},
     auth::{Audit, Auth},
     base::{Bases, Options, Publish},
@@ -128,6 +128,7 @@ impl House {
             urls: urls(config, api, tls),
             certificates: certificates.clone(),
             pushes: TaskTracker::new(),
+            ending: Ending::default(),
         };
         let open = certificates.as_deref().map_or_else(Router::new, authority_routes);
         let router = api::router(state.clone(), control_routes(control)).merge(open).merge(dashboard::router());
@@ -161,6 +162,9 @@ impl House {
     /// Nothing begins any more. What was begun ends, or is given up for the next daemon to take up; only then is it
     /// known which applications there are to stop.
     pub async fn wind_down(&self, applications: Mode, within: Duration) -> Result<(), Error> {
+        if applications == Mode::Up {
+            self.api.ending.everything.cancel();
+        }
         self.stagings.finish().await;
         self.api.pushes.close();
         if tokio::time::timeout(within, self.api.pushes.wait()).await.is_err() {
@@ -169,6 +173,7 @@ impl House {
                 "a deployment did not end in time; the next daemon goes on with it"
             );
         }
+        self.api.ending.given_up.cancel();
         let stopped = match applications {
             Mode::Up => self.apps.stop_all().await,
             Mode::Serve => Ok(()),

@@ -119,6 +119,9 @@ fn a_stop_during_a_deployment_leaves_nothing_running() {
     wait_until("the new version is started", Duration::from_secs(20), || count() == 2);
     daemon.stop();
     assert_eq!(count(), 0, "instances were left: {}", daemon.log_tail());
+    // As nothing takes the place of the daemon, nothing is waited for.
+    let told: Vec<String> = lines.collect();
+    assert!(told.iter().any(|line| line.contains("it goes on with this push when it is started again")), "{told:?}");
     assert!(!push.wait().unwrap().success(), "nobody knows whether it would have come up");
 }
 

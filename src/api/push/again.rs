@@ -55,11 +55,12 @@ pub(in crate::api) async fn follow(
 }
 
 async fn tell(state: &ApiState, staging: &Staging, heard: usize, sink: &Sink) {
-    let result = match answer::tell_staging(state, staging, heard, sink).await {
-        Ok(staging) => outcome(state, &staging).await,
-        Err(failure) => Err(failure),
+    let outcome = async {
+        let staging = answer::tell_staging(state, staging, heard, sink).await?;
+        outcome(state, &staging).await
     };
-    answer::tell_end(result, sink).await;
+    let result = answer::before_the_end(state, outcome).await;
+    answer::tell_end(state, result, sink).await;
 }
 
 /// Waits for what becomes of a staging that has ended.

@@ -24,8 +24,11 @@ use crate::{
 /// Where lines go.
 pub(super) type Sink = mpsc::Sender<Result<Bytes, io::Error>>;
 
-/// The last line of an answer whose daemon was told to end.
+/// The last line of an answer whose daemon was told to end, and is replaced by another.
 pub const STOPPED: &str = "the daemon was stopped; the next one goes on with this push";
+/// The cause in the last line where nothing is to take its place.
+const ALL_STOPPED: &str =
+    "the daemon and its applications were stopped; it goes on with this push when it is started again";
 /// How many lines of a log may wait for a slow client.
 const QUEUE: usize = 256;
 /// How long a client may take to read up to the cause, until its connection is cut.
@@ -52,19 +55,32 @@ pub(super) async fn tell(
 ) {
     say(sink, &format!("staging {} of application {} in namespace {}", staging.id, staging.app, staging.namespace))
         .await;
-    let result = match tell_staging(state, staging, 0, sink).await {
-        Ok(_) => ended.await.map_err(Failure::from).and_then(|result| result),
-        Err(failure) => Err(failure),
+    let outcome = async {
+        tell_staging(state, staging, 0, sink).await?;
+        ended.await.map_err(Failure::from)?
     };
+    let result = before_the_end(state, outcome).await;
     let result = result.map(|pushed| Pushed {
         timings: [&[(Phase::Upload, upload)], pushed.timings.as_slice()].concat(),
         url: pushed.url,
     });
-    tell_end(result, sink).await;
+    tell_end(state, result, sink).await;
+}
+
+/// The outcome, as long as the daemon can wait for it.
+pub(super) async fn before_the_end(
+    state: &ApiState,
+    outcome: impl Future<Output = Result<Pushed, Failure>>,
+) -> Result<Pushed, Failure> {
+    tokio::select! {
+        biased;
+        result = outcome => result,
+        () = state.ending.given_up.cancelled() => Err(Failure::Stopped),
+    }
 }
 
 /// The last lines.
-pub(super) async fn tell_end(result: Result<Pushed, Failure>, sink: &Sink) {
+pub(super) async fn tell_end(state: &ApiState, result: Result<Pushed, Failure>, sink: &Sink) {
     match result {
         Ok(pushed) => {
             say(sink, &summary(&pushed.timings)).await;
@@ -75,6 +91,9 @@ pub(super) async fn tell_end(result: Result<Pushed, Failure>, sink: &Sink) {
                 say(sink, &format!("| {line}")).await;
             }
             cut_off(sink, &format!("error: {cause}")).await;
+        }
+        Err(Failure::Stopped) if state.ending.everything.is_cancelled() => {
+            cut_off(sink, &format!("error: {ALL_STOPPED}")).await;
         }
         Err(Failure::Stopped) => {
             cut_off(sink, STOPPED).await;
