@@ -357,4 +357,23 @@ mod tests {
         assert_eq!((config.listen.port(), config.system_domain.as_str()), (1, "example.com"));
         assert_eq!(config.data_dir, PathBuf::from("/flag"));
     }
+
+    #[test]
+    fn authorities_have_names_or_urls() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("epiniod.toml");
+        let read = |fallback: &str| {
+            let text = format!(
+                "system_domain = 'example.com'\nacme.directory = 'https://ca.example.org/acme'\n\
+                 [[acme.fallback]]\ndirectory = '{fallback}'\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            Config::new(Flags { config: Some(path.clone()), ..Flags::default() })
+        };
+        let acme = read("letsencrypt").unwrap().acme.unwrap();
+        let urls: Vec<&str> = acme.directories.iter().map(|directory| directory.url.as_str()).collect();
+        assert_eq!(urls, ["https://ca.example.org/acme", certificates::LETS_ENCRYPT]);
+        let Err(Error::Invalid(problems)) = read("lets-encrypt") else { panic!("there is no such authority") };
+        assert!(problems[0].starts_with("acme.fallback.directory: 'lets-encrypt' is neither"), "{problems:?}");
+    }
 }

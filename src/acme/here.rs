@@ -5,7 +5,9 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use super::{Challenges, challenges::Given};
 use crate::model::random_hex;
 
-/// For an answer of DNS, and of whoever serves the host.
+/// For an answer of DNS. The resolver of the system asks a second time after 5 s.
+const LOOKUP: Duration = Duration::from_secs(12);
+/// For an answer of whoever serves the host.
 const DEADLINE: Duration = Duration::from_secs(5);
 const HTTP: u16 = 80;
 
@@ -38,11 +40,14 @@ pub(super) async fn check(host: &str, challenges: &Arc<Challenges>) -> Result<()
 }
 
 async fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
-    let found = tokio::time::timeout(DEADLINE, tokio::net::lookup_host((host, HTTP))).await;
+    let found = tokio::time::timeout(LOOKUP, tokio::net::lookup_host((host, HTTP))).await;
     let addresses: Vec<IpAddr> = match found {
         Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
+        Ok(Err(error)) if error.to_string().contains("Temporary failure") => {
+            return Err(format!("DNS fails for {host}; do the name servers of this machine and of its domain answer?"));
+        }
         Ok(Err(_)) => Vec::new(),
-        Err(_) => return Err(format!("DNS does not answer for {host} within {} s", DEADLINE.as_secs())),
+        Err(_) => return Err(format!("DNS does not answer for {host} within {} s", LOOKUP.as_secs())),
     };
     if addresses.is_empty() {
         return Err(format!("{host} is not in DNS; make an A or AAAA record for it that leads to this machine"));

@@ -71,11 +71,9 @@ impl AcmeFlags {
         let url = match flags.acme_directory.as_deref() {
             Some(OFF) => return None,
             None if !is_public => return None,
-            None | Some("letsencrypt") => LETS_ENCRYPT.to_owned(),
-            Some("letsencrypt-staging") => LETS_ENCRYPT_STAGING.to_owned(),
-            Some(url) => url.to_owned(),
+            None => LETS_ENCRYPT.to_owned(),
+            Some(named) => directory("acme_directory", named, problems),
         };
-        problems.extend(check_directory("acme_directory", &url));
         problems.extend(check_ca("acme_ca_file", flags.acme_ca_file.as_deref()));
         let is_address = |email: &String| email.contains('@') && !email.contains(char::is_whitespace);
         if let Some(email) = flags.acme_email.as_ref().filter(|email| !is_address(email)) {
@@ -88,11 +86,20 @@ impl AcmeFlags {
     }
 }
 
-fn check_directory(name: &str, url: &str) -> Option<String> {
-    let is_https = url.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https"));
-    (!is_https).then(|| {
-        format!("{name}: '{url}' is none of letsencrypt, letsencrypt-staging, off, nor the https:// URL of a directory")
-    })
+/// The URL of an authority that may have a name.
+fn directory(setting: &str, named: &str, problems: &mut Vec<String>) -> String {
+    match named {
+        "letsencrypt" => LETS_ENCRYPT.to_owned(),
+        "letsencrypt-staging" => LETS_ENCRYPT_STAGING.to_owned(),
+        url => {
+            if url.parse::<http::Uri>().ok().and_then(|uri| uri.scheme().cloned()) != Some(http::uri::Scheme::HTTPS) {
+                problems.push(format!(
+                    "{setting}: '{url}' is neither letsencrypt, letsencrypt-staging, nor the https:// URL of a directory"
+                ));
+            }
+            url.to_owned()
+        }
+    }
 }
 
 /// The table `[acme]`; with `[[acme.fallback]]`, and one of `[acme.dns.update]`, `[acme.dns.webhook]`, `[acme.dns.program]`.
@@ -116,15 +123,15 @@ pub(super) fn read(table: Table, folder: &Path, problems: &mut Vec<String>) -> A
 
 fn read_fallback(table: Table, folder: &Path, problems: &mut Vec<String>) -> Option<Directory> {
     let mut section = Section::new("acme.fallback.", table, problems);
-    let url: Option<String> = section.take("directory");
+    let named: Option<String> = section.take("directory");
     let ca_file = section.take("ca_file").map(|path: PathBuf| folder.join(path));
     let binding = read_binding(&mut section, folder);
     section.finish();
-    let Some(url) = url else {
+    let Some(named) = named else {
         problems.push("acme.fallback.directory: the URL of a directory is missing".to_owned());
         return None;
     };
-    problems.extend(check_directory("acme.fallback.directory", &url));
+    let url = directory("acme.fallback.directory", &named, problems);
     problems.extend(check_ca("acme.fallback.ca_file", ca_file.as_deref()));
     Some(Directory { url, ca_file, binding })
 }
