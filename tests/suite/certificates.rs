@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
-use crate::support::{Daemon, Packages, Response, RunBy, Surroundings, free_port, request, sample, wait_until};
+use crate::support::{
+    Daemon, Packages, Response, RunBy, Surroundings, free_port, not_run, request, sample, wait_until,
+};
 
 struct Site {
     daemon: Daemon,
@@ -109,4 +111,50 @@ fn a_login_takes_an_authority_by_its_fingerprint() {
     assert!(succeeded, "{said}");
     let (succeeded, said) = site.epiniod(&["info"]);
     assert!(succeeded && said.contains(&api), "{said}");
+}
+
+/// The machine's folders for authorities, as copies that end with the shell.
+const APART: &str = r#"
+set -e
+mount -t tmpfs tmpfs "$1"
+for folder in etc usr/local; do
+    mkdir -p "$1/$folder/upper" "$1/$folder/work"
+    mount -t overlay overlay -o "lowerdir=/$folder,upperdir=$1/$folder/upper,workdir=$1/$folder/work" "/$folder"
+done
+mkdir -p /usr/local/share/ca-certificates
+curl -sS "$3" && { echo "it is trusted already"; exit 1; }
+"$2" ca trust
+curl -sSf "$3"
+"#;
+
+#[test]
+fn a_machine_that_is_told_to_trusts_the_authority() {
+    if !nix::unistd::Uid::effective().is_root()
+        || Command::new("update-ca-certificates").arg("--help").output().is_err()
+    {
+        return not_run("ca trust: it takes root, and update-ca-certificates");
+    }
+    let site = Site::start();
+    let room = tempfile::tempdir().expect("a temporary folder");
+    let output = Command::new("unshare")
+        .args(["--mount", "bash", "-c", APART, "apart"])
+        .arg(room.path())
+        .arg(env!("CARGO_BIN_EXE_epiniod"))
+        .arg(format!("https://127.0.0.1:{}/ready", site.port))
+        .env("EPINIOD_DATA_DIR", site.daemon.data_dir())
+        .env("EPINIO_SETTINGS", site.daemon.dir().join("login.yaml"))
+        .env_remove("CURL_CA_BUNDLE")
+        .env_remove("SSL_CERT_FILE")
+        .env_remove("SSL_CERT_DIR")
+        .output()
+        .expect("unshare");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("this machine trusts"), "{told}");
+    assert!(told.contains("unable to get local issuer certificate"), "it was not trusted before: {told}");
+    let left = std::fs::read_dir("/usr/local/share/ca-certificates").into_iter().flatten().flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    assert!(
+        left.iter().all(|name| !name.to_string_lossy().starts_with("epiniod-")),
+        "the machine is as it was: {left:?}"
+    );
 }
