@@ -76,4 +76,30 @@ mod tests {
         let missing = run(Action::Remove, &record, Path::new("/nonexistent/hook")).await.unwrap_err();
         assert!(missing.contains("cannot be run"), "{missing}");
     }
+
+    #[tokio::test]
+    async fn a_webhook_gets_the_record_with_its_token_and_fails_with_its_words() {
+        use axum::{Json, Router, http::HeaderMap, routing::post as by_post};
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (heard, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let hook = async move |headers: HeaderMap, Json(body): Json<serde_json::Value>| {
+            let token =
+                headers.get("authorization").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+            let is_known = body["action"] == "present";
+            let _ = heard.send((token, body));
+            if is_known { Ok("done") } else { Err((http::StatusCode::CONFLICT, "no such record\n")) }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, Router::new().route("/hook", by_post(hook))).into_future());
+        let record = TextRecord::of_challenge("a.test", "digest".to_owned());
+        post(Action::Present, &record, &url, Some("its-token")).await.unwrap();
+        let wanted = serde_json::json!({"action": "present", "name": "_acme-challenge.a.test", "value": "digest"});
+        assert_eq!(told.recv().await.unwrap(), (Some("Bearer its-token".to_owned()), wanted));
+        let failed = post(Action::Remove, &record, &url, None).await.unwrap_err();
+        assert_eq!(failed, format!("the webhook {url} answers 409 Conflict: no such record"));
+        assert_eq!(told.recv().await.unwrap().0, None, "who has no token sends none");
+        let nobody = post(Action::Present, &record, "http://127.0.0.1:1/hook", None).await.unwrap_err();
+        assert!(nobody.starts_with("the webhook http://127.0.0.1:1/hook failed: "), "{nobody}");
+    }
 }
