@@ -45,6 +45,18 @@ pub(super) fn too_large(accept: &Accept, most: u64) -> Response<Body> {
     write(accept, StatusCode::PAYLOAD_TOO_LARGE, &what, "Send less, or ask who runs this to allow more.")
 }
 
+/// 501: a tunnel that is no websocket.
+pub(super) fn no_proxy(accept: &Accept) -> Response<Body> {
+    let what = "CONNECT is answered here for websockets over HTTP/2 only: this is no proxy.";
+    write(accept, StatusCode::NOT_IMPLEMENTED, what, "Ask for the address itself.")
+}
+
+/// 502: a websocket was asked for, and something else answered.
+pub(super) fn no_websocket(accept: &Accept) -> Response<Body> {
+    let what = "What was asked for as a websocket is none.";
+    write(accept, StatusCode::BAD_GATEWAY, what, "Check the address, or look at it without a websocket.")
+}
+
 /// 502: an instance took the request and did not answer it.
 pub(super) fn bad_gateway(accept: &Accept, instance: &str, why: &str) -> Response<Body> {
     let what = format!("Instance {instance} did not answer the request: {why}.");

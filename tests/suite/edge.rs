@@ -6,6 +6,7 @@
 )]
 
 mod client;
+mod http2;
 mod options;
 mod replacing;
 mod site;
