@@ -7,6 +7,7 @@
 mod access;
 mod balancer;
 mod connection;
+mod h2c;
 mod pages;
 mod proxy;
 mod settings;
@@ -32,7 +33,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use self::{connection::Connection, proxy::Proxy, websocket::Asked};
+use self::{connection::Connection, pages::Accept, proxy::Proxy, websocket::Asked};
 pub use self::{
     settings::{AccessLog, Settings},
     tls::Tls,
@@ -235,7 +236,7 @@ impl Edge {
         another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
         client: Client,
     ) -> Response<Body> {
-        let accept = pages::Accept::of(&request);
+        let accept = Accept::of(&request);
         if hyper::body::Body::size_hint(request.body()).lower() > most {
             return pages::too_large(&accept, most);
         }

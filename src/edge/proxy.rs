@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 
 use axum::body::Body;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+    uri::{self, Authority, PathAndQuery},
 };
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 
 use super::{
-    Client,
+    Client, h2c,
     pages::{self, Accept},
     upstream::{Failure, Upstream},
 };
@@ -44,6 +45,9 @@ impl Proxy {
         let upgrade = wanted_upgrade(request.headers());
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         prepare(&mut request, client, upgrade.as_ref());
+        if accept == Accept::Grpc {
+            to_http_2(&mut request);
+        }
         let spare = spare(&request);
         let mut tried = Vec::new();
         for attempt in 1.. {
@@ -60,7 +64,11 @@ impl Proxy {
                     if !reused {
                         tried.push(backend.address());
                     }
-                    (spare.as_ref().map(same), "it closed the connection")
+                    let why = match accept {
+                        Accept::Grpc => "it closed the connection, or does not speak HTTP/2",
+                        Accept::Text | Accept::Html => "it closed the connection",
+                    };
+                    (spare.as_ref().map(same), why)
                 }
             };
             let next = next.filter(|_| attempt < ATTEMPTS);
@@ -107,8 +115,9 @@ fn finish(
         return response.map(|_| Body::empty());
     }
     strip(response.headers_mut(), None);
+    let stream = response.extensions_mut().remove::<h2c::Stream>();
     response.map(|body| {
-        let busy = backend;
+        let busy = (backend, stream);
         // Frames as they are: data, and trailers.
         Body::new(body.map_frame(move |frame| {
             let _ = &busy;
@@ -141,6 +150,20 @@ fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderV
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(path);
     *request.version_mut() = Version::HTTP_11;
+}
+
+/// What gRPC wants of a request that is otherwise prepared.
+fn to_http_2(request: &mut Request<Body>) {
+    let host = request.headers_mut().remove(header::HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut uri = std::mem::take(request.uri_mut()).into_parts();
+    (uri.scheme, uri.authority) = (Some(uri::Scheme::HTTP), authority);
+    // Without a host it is not one; then it stays as it was, and is refused.
+    if let Ok(uri) = Uri::from_parts(uri) {
+        *request.uri_mut() = uri;
+    }
+    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+    *request.version_mut() = Version::HTTP_2;
 }
 
 /// Makes one line of several, with one more value at the end.

@@ -6,6 +6,8 @@
 )]
 
 mod client;
+mod front;
+mod grpc;
 mod http2;
 mod options;
 mod replacing;
