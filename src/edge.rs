@@ -6,6 +6,7 @@
 
 mod access;
 mod balancer;
+mod body;
 mod connection;
 mod h2c;
 mod pages;
@@ -18,29 +19,24 @@ mod websocket;
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{Router, body::Body};
 use http::{HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use self::{connection::Connection, pages::Accept, proxy::Proxy, websocket::Asked};
 pub use self::{
-    settings::{AccessLog, Settings},
+    settings::{AccessLog, Patience, Settings},
     tls::Tls,
 };
 use crate::{
     acme::Challenges,
-    apps::{InFlight, Lookup, RouteTable},
+    apps::{Lookup, RouteTable},
     auth::ClientAddress,
 };
 
@@ -137,9 +133,9 @@ impl Edge {
 
     /// Serves connections until the token is cancelled, then lets requests end.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, transport: Transport, stop: CancellationToken) {
-        let server = connection::server();
+        let server = connection::server(self.settings.patience);
         let places = Arc::new(Semaphore::new(max_connections()));
-        let graceful = GracefulShutdown::new();
+        let open = TaskTracker::new();
         loop {
             let place = tokio::select! {
                 () = stop.cancelled() => break,
@@ -158,21 +154,16 @@ impl Edge {
             };
             // What is written goes out at once.
             let _ = stream.set_nodelay(true);
-            let connection = Connection {
-                edge: Arc::clone(&self),
-                server: server.clone(),
-                watcher: graceful.watcher(),
-                stop: stop.clone(),
-                peer,
-            };
+            let connection = Connection { edge: Arc::clone(&self), server: server.clone(), stop: stop.clone(), peer };
             let transport = transport.clone();
-            tokio::spawn(async move {
+            open.spawn(async move {
                 let _place = place;
                 connection.serve(stream, transport).await;
             });
         }
         drop(listener);
-        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+        open.close();
+        let _ = tokio::time::timeout(DRAIN, open.wait()).await;
     }
 
     async fn answer(&self, mut request: Request<Body>, client: Client) -> Response<Body> {
@@ -196,7 +187,27 @@ impl Edge {
         }
     }
 
-    async fn respond(&self, mut request: Request<Body>, client: Client, host: String) -> Response<Body> {
+    /// Who sends a body keeps to limits.
+    async fn respond(&self, request: Request<Body>, client: Client, host: String) -> Response<Body> {
+        if hyper::body::Body::is_end_stream(request.body()) {
+            return self.route(request, client, host).await;
+        }
+        let accept = Accept::of(&request);
+        let limits = body::Limits {
+            most_bytes: self.settings.max_body_bytes.filter(|_| !self.is_api(&host)),
+            // Both sides of a call may be silent as long as they like.
+            silence: Some(self.settings.patience.body).filter(|_| accept != Accept::Grpc),
+        };
+        match limits.check(request, &accept) {
+            Ok((request, verdict)) => {
+                let response = self.route(request, client, host).await;
+                limits.answer(&verdict, response, &accept)
+            }
+            Err(answer) => *answer,
+        }
+    }
+
+    async fn route(&self, mut request: Request<Body>, client: Client, host: String) -> Response<Body> {
         if let Some(text) = self.challenges.text(request.uri().path()) {
             return Response::new(Body::from(text));
         }
@@ -216,41 +227,12 @@ impl Edge {
         match self.routes.find(&host, &path) {
             Lookup::Backend(backend) => {
                 let another = |tried: &[SocketAddr]| self.routes.another(&host, &path, tried);
-                match self.settings.max_body_bytes {
-                    None => self.proxy.forward(request, backend, another, client).await,
-                    Some(most) => self.forward_up_to(most, request, backend, another, client).await,
-                }
+                self.proxy.forward(request, backend, another, client).await
             }
             Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
             Lookup::Unknown => pages::unknown(&request, &host),
         }
-    }
-
-    /// Gives a request to a backend where its body is not too long: it may say how long it is, or be cut off.
-    async fn forward_up_to(
-        &self,
-        most: u64,
-        request: Request<Body>,
-        backend: InFlight,
-        another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
-        client: Client,
-    ) -> Response<Body> {
-        let accept = Accept::of(&request);
-        if hyper::body::Body::size_hint(request.body()).lower() > most {
-            return pages::too_large(&accept, most);
-        }
-        let is_over = Arc::new(AtomicBool::new(false));
-        let tell = Arc::clone(&is_over);
-        let request = request.map(|body| {
-            let limited = Limited::new(body, usize::try_from(most).unwrap_or(usize::MAX));
-            Body::new(limited.map_err(move |error| {
-                tell.fetch_or(error.is::<LengthLimitError>(), Ordering::Relaxed);
-                error
-            }))
-        });
-        let response = self.proxy.forward(request, backend, another, client).await;
-        if is_over.load(Ordering::Relaxed) { pages::too_large(&accept, most) } else { response }
     }
 
     /// A place for one more connection of an address.

@@ -152,9 +152,20 @@ fn read_edge(mut section: Section<'_>) -> edge::Settings {
         load_balancers,
         max_body_bytes: section.at_least("max_body_bytes", 1),
         connections_per_address: section.at_least("connections_per_address", 1),
+        patience: read_patience(&mut section),
     };
     section.finish();
     settings
+}
+
+fn read_patience(section: &mut Section<'_>) -> edge::Patience {
+    let default = edge::Patience::default();
+    let mut seconds = |key, default| section.at_least(key, 1).map_or(default, Duration::from_secs);
+    edge::Patience {
+        head: seconds("head_seconds", default.head),
+        body: seconds("body_seconds", default.body),
+        idle: seconds("idle_seconds", default.idle),
+    }
 }
 
 fn read_sources(mut section: Section<'_>) -> source::Limits {

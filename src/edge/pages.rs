@@ -1,5 +1,7 @@
 //! What a visitor sees where no application answers: a plain page that says what is wrong.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 
@@ -43,6 +45,12 @@ pub(super) fn unavailable(request: &Request<Body>, target: &Target) -> Response<
 pub(super) fn too_large(accept: &Accept, most: u64) -> Response<Body> {
     let what = format!("The body of this request is larger than {most} bytes.");
     write(accept, StatusCode::PAYLOAD_TOO_LARGE, &what, "Send less, or ask who runs this to allow more.")
+}
+
+/// 408: nothing more of a body came.
+pub(super) fn too_slow(accept: &Accept, silence: Duration) -> Response<Body> {
+    let what = format!("Nothing of the body of this request arrived for {} s.", silence.as_secs());
+    write(accept, StatusCode::REQUEST_TIMEOUT, &what, "Send it again.")
 }
 
 /// 501: a tunnel that is no websocket.

@@ -11,7 +11,7 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 
 use super::{
-    Client, h2c,
+    Client, body, h2c,
     pages::{self, Accept},
     upstream::{Failure, Upstream},
 };
@@ -42,11 +42,14 @@ impl Proxy {
         client: Client,
     ) -> Response<Body> {
         let accept = Accept::of(&request);
+        let is_http_1 = request.version() == Version::HTTP_11;
         let upgrade = wanted_upgrade(request.headers());
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         prepare(&mut request, client, upgrade.as_ref());
         if accept == Accept::Grpc {
             to_http_2(&mut request);
+        } else if is_http_1 {
+            request = body::hold(request);
         }
         let spare = spare(&request);
         let mut tried = Vec::new();

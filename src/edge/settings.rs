@@ -15,6 +15,25 @@ pub struct Settings {
     pub max_body_bytes: Option<u64>,
     /// How many may be open from one address.
     pub connections_per_address: Option<usize>,
+    pub patience: Patience,
+}
+
+/// How long clients may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For the first request of a connection, TLS included, and for the head of each: between requests, too, where they come one
+    /// after the other (HTTP/1.1).
+    pub head: Duration,
+    /// Within a body that is waited for.
+    pub body: Duration,
+    /// Where nothing new is asked: then a connection ends with what is under way.
+    pub idle: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { head: Duration::from_secs(30), body: Duration::from_secs(60), idle: Duration::from_secs(180) }
+    }
 }
 
 /// Whether a line is logged for each request.

@@ -5,7 +5,9 @@
     reason = "clippy's own exception is for functions marked as tests, not for what they call"
 )]
 
+mod abuse;
 mod client;
+mod frames;
 mod front;
 mod grpc;
 mod http2;
