@@ -8,6 +8,7 @@ mod access;
 mod balancer;
 mod body;
 mod connection;
+mod deliver;
 mod h2c;
 mod pages;
 mod proxy;
@@ -24,14 +25,14 @@ use std::{
 };
 
 use axum::{Router, body::Body};
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use self::{connection::Connection, pages::Accept, proxy::Proxy, websocket::Asked};
 pub use self::{
-    settings::{AccessLog, Patience, Settings},
+    settings::{AccessLog, Compression, Patience, RouteSettings, Settings},
     tls::Tls,
 };
 use crate::{
@@ -187,27 +188,7 @@ impl Edge {
         }
     }
 
-    /// Who sends a body keeps to limits.
     async fn respond(&self, request: Request<Body>, client: Client, host: String) -> Response<Body> {
-        if hyper::body::Body::is_end_stream(request.body()) {
-            return self.route(request, client, host).await;
-        }
-        let accept = Accept::of(&request);
-        let limits = body::Limits {
-            most_bytes: self.settings.max_body_bytes.filter(|_| !self.is_api(&host)),
-            // Both sides of a call may be silent as long as they like.
-            silence: Some(self.settings.patience.body).filter(|_| accept != Accept::Grpc),
-        };
-        match limits.check(request, &accept) {
-            Ok((request, verdict)) => {
-                let response = self.route(request, client, host).await;
-                limits.answer(&verdict, response, &accept)
-            }
-            Err(answer) => *answer,
-        }
-    }
-
-    async fn route(&self, mut request: Request<Body>, client: Client, host: String) -> Response<Body> {
         if let Some(text) = self.challenges.text(request.uri().path()) {
             return Response::new(Body::from(text));
         }
@@ -215,24 +196,35 @@ impl Edge {
             return pages::elsewhere(&request, &host, port);
         }
         if self.is_api(&host) {
-            let _asked = self.asked.token();
-            let address = self.address_of(&request, client);
-            request.extensions_mut().insert(address);
-            return match self.api.clone().oneshot(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            };
+            return self.ask_api(request, client).await;
         }
         let path = request.uri().path().to_owned();
         match self.routes.find(&host, &path) {
-            Lookup::Backend(backend) => {
-                let another = |tried: &[SocketAddr]| self.routes.another(&host, &path, tried);
-                self.proxy.forward(request, backend, another, client).await
+            Lookup::Backend(backend) => self.deliver(request, backend, &host, &path, client).await,
+            Lookup::Unavailable(target) => {
+                self.routes.traffic(&target.release).answered(StatusCode::SERVICE_UNAVAILABLE, Duration::ZERO);
+                pages::unavailable(&request, &target)
             }
-            Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
             Lookup::Unknown => pages::unknown(&request, &host),
         }
+    }
+
+    /// Uploads may take as long as they move.
+    async fn ask_api(&self, request: Request<Body>, client: Client) -> Response<Body> {
+        let _asked = self.asked.token();
+        let (accept, address) = (Accept::of(&request), self.address_of(&request, client));
+        let limits = body::Limits { most_bytes: None, silence: Some(self.settings.patience.body) };
+        let (mut request, verdict) = match limits.check(request, &accept, None) {
+            Ok(checked) => checked,
+            Err(page) => return *page,
+        };
+        request.extensions_mut().insert(address);
+        let response = match self.api.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        if response.status().is_success() { response } else { limits.answer(verdict.as_ref(), response, &accept) }
     }
 
     /// A place for one more connection of an address.

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use super::pages::{self, Accept};
+use crate::apps::Traffic;
 
 /// What the body of a request has to keep to.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +46,7 @@ struct Checked {
     body: Body,
     limits: Limits,
     read: u64,
+    traffic: Option<Arc<Traffic>>,
     silent: Option<Pin<Box<Sleep>>>,
     verdict: Verdict,
 }
@@ -63,24 +65,29 @@ impl Limits {
         self,
         request: Request<Body>,
         accept: &Accept,
-    ) -> Result<(Request<Body>, Verdict), Box<Response<Body>>> {
-        let verdict = Verdict::default();
+        traffic: Option<&Arc<Traffic>>,
+    ) -> Result<(Request<Body>, Option<Verdict>), Box<Response<Body>>> {
+        if http_body::Body::is_end_stream(request.body()) {
+            return Ok((request, None));
+        }
         if let Some(most) = self.most_bytes
             && http_body::Body::size_hint(request.body()).lower() > most
         {
             return Err(Box::new(pages::too_large(accept, most)));
         }
-        let kept = verdict.clone();
+        let kept = Verdict::default();
+        let (verdict, traffic) = (kept.clone(), traffic.cloned());
         let request =
-            request.map(|body| Body::new(Checked { body, limits: self, read: 0, silent: None, verdict: kept }));
-        Ok((request, verdict))
+            request.map(|body| Body::new(Checked { body, limits: self, read: 0, traffic, silent: None, verdict }));
+        Ok((request, Some(kept)))
     }
 
     /// What is answered where a body was given up, and its request with it.
-    pub fn answer(self, verdict: &Verdict, response: Response<Body>, accept: &Accept) -> Response<Body> {
-        match (verdict.0.load(Ordering::Relaxed), self.most_bytes, self.silence) {
-            (TOO_LARGE, Some(most), _) => pages::too_large(accept, most),
-            (TOO_SLOW, _, Some(silence)) => pages::too_slow(accept, silence),
+    pub fn answer(self, verdict: Option<&Verdict>, response: Response<Body>, accept: &Accept) -> Response<Body> {
+        let verdict = verdict.map(|verdict| verdict.0.load(Ordering::Relaxed));
+        match (verdict, self.most_bytes, self.silence) {
+            (Some(TOO_LARGE), Some(most), _) => pages::too_large(accept, most),
+            (Some(TOO_SLOW), _, Some(silence)) => pages::too_slow(accept, silence),
             _ => response,
         }
     }
@@ -103,9 +110,9 @@ impl http_body::Body for Checked {
             return Poll::Ready(Some(Err(axum::Error::new(Error::TooSlow(silence)))));
         };
         this.silent = None;
-        if let (Some(Ok(frame)), Some(most)) = (&frame, this.limits.most_bytes) {
-            this.read += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if this.read > most {
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            this.read += data.len() as u64;
+            if let Some(most) = this.limits.most_bytes.filter(|most| this.read > *most) {
                 this.verdict.0.store(TOO_LARGE, Ordering::Relaxed);
                 return Poll::Ready(Some(Err(axum::Error::new(Error::TooLarge(most)))));
             }
@@ -119,6 +126,14 @@ impl http_body::Body for Checked {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        if let Some(traffic) = &self.traffic {
+            traffic.received(self.read);
+        }
     }
 }
 

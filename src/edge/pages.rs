@@ -53,6 +53,20 @@ pub(super) fn too_slow(accept: &Accept, silence: Duration) -> Response<Body> {
     write(accept, StatusCode::REQUEST_TIMEOUT, &what, "Send it again.")
 }
 
+/// 503: the application has as much to do as it may.
+pub(super) fn too_busy(accept: &Accept, most: usize) -> Response<Body> {
+    let what = format!("There are {most} requests under way to this application, and no more are allowed at once.");
+    let mut response = write(accept, StatusCode::SERVICE_UNAVAILABLE, &what, "Try again.");
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// 504: an application took too long.
+pub(super) fn too_late(accept: &Accept, most: Duration) -> Response<Body> {
+    let what = format!("The application did not answer within {} s, which is all it has.", most.as_secs());
+    write(accept, StatusCode::GATEWAY_TIMEOUT, &what, "The cause may be in the log of the application.")
+}
+
 /// 501: a tunnel that is no websocket.
 pub(super) fn no_proxy(accept: &Accept) -> Response<Body> {
     let what = "CONNECT is answered here for websockets over HTTP/2 only: this is no proxy.";

@@ -11,6 +11,7 @@ mod frames;
 mod front;
 mod grpc;
 mod http2;
+mod limits;
 mod options;
 mod replacing;
 mod site;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, routing::get};
 use epiniod::{
-    apps::{Backend, RouteTable, Target},
+    apps::{Backend, Counts, RouteTable, Target},
     edge::{Edge, Settings, Transport},
     model::ReleaseId,
 };
@@ -40,8 +40,7 @@ impl Front {
     }
 
     pub fn target(&self, backends: Vec<Arc<Backend>>, reason: Option<&str>) -> Arc<Target> {
-        let release = ReleaseId { namespace: "workspace".parse().unwrap(), app: "app".parse().unwrap(), number: 1 };
-        Arc::new(Target { release, backends, reason: reason.map(str::to_owned) })
+        Arc::new(Target { release: release(), backends, reason: reason.map(str::to_owned) })
     }
 
     pub fn route(&self, host: &str, target: Arc<Target>) {
@@ -53,10 +52,22 @@ impl Front {
     }
 
     /// An application of one instance.
-    pub fn leads_to(&self, host: &str, address: SocketAddr) -> Arc<Backend> {
-        let backend = Arc::new(Backend::new("app-1-0".to_owned(), address));
-        self.route(host, self.target(vec![Arc::clone(&backend)], None));
-        backend
+    pub fn target_at(&self, address: SocketAddr) -> Arc<Target> {
+        let traffic = self.table.traffic(&release());
+        self.target(vec![Arc::new(Backend::new("app-1-0".to_owned(), address, traffic))], None)
+    }
+
+    pub fn leads_to(&self, host: &str, address: SocketAddr) {
+        self.route(host, self.target_at(address));
+    }
+
+    pub fn in_flight(&self, host: &str) -> usize {
+        self.table.in_flight(host, "/")
+    }
+
+    /// What was asked of the application.
+    pub fn counts(&self) -> Counts {
+        self.table.traffic(&release()).counts()
     }
 
     /// What does not wait for the reactor, beside it.
@@ -69,4 +80,8 @@ impl Front {
         self.stop.cancel();
         self.task.await.expect("it ends");
     }
+}
+
+fn release() -> ReleaseId {
+    ReleaseId { namespace: "workspace".parse().unwrap(), app: "app".parse().unwrap(), number: 1 }
 }

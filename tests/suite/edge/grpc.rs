@@ -69,7 +69,7 @@ async fn calls_of_all_kinds_are_carried_with_their_trailers() {
     }
     let server = Server::start();
     let front = Front::open().await;
-    let backend = Arc::new(Backend::new("grpc-1-0".to_owned(), server.address));
+    let backend = Arc::new(Backend::new("grpc-1-0".to_owned(), server.address, Arc::default()));
     front.route("grpc.localhost", front.target(vec![Arc::clone(&backend)], None));
     let text = said(vec!["call".to_owned(), front.address.port().to_string()]).await;
     assert_eq!(text, "all calls were answered\n");
@@ -96,7 +96,7 @@ async fn where_nothing_answers_clients_of_grpc_are_told_why() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
         }
     });
-    let target = |address| vec![Arc::new(Backend::new("grpc-1-0".to_owned(), address))];
+    let target = |address| vec![Arc::new(Backend::new("grpc-1-0".to_owned(), address, Arc::default()))];
     let idle: Arc<Target> = front.target(Vec::new(), Some("it is scaled to 0 instances"));
     front.routes([
         ("gone.localhost", front.target(target(gone), None)),
