@@ -14,6 +14,7 @@
 //! | `GET /daemon/audit?lines=NUMBER` | ours: the end of the audit log, one JSON object in each line |
 //! | `POST /daemon/stop` | ours: stops the daemon and all applications |
 //! | `GET /daemon/routes` | ours: every route, who answers it, and its certificate |
+//! | `GET /metrics` | ours: what was asked of each application, for Prometheus |
 //!
 //! A credential is a user's name and password (`Basic`), or an API token, as `Bearer` or in place of the password. What a token
 //! reaches, and what is in the audit log, is declared for each route in `access`, and enforced in `credential`.
@@ -30,6 +31,7 @@ mod exec;
 mod history;
 mod json;
 mod logs;
+mod metrics;
 mod models;
 mod namespaces;
 mod port_forward;
@@ -131,6 +133,7 @@ fn protected() -> Router<ApiState> {
         .route("/daemon/tokens/{token}", delete(tokens::delete))
         .route("/daemon/audit", get(tokens::audit))
         .route("/daemon/routes", get(routes::list))
+        .route("/metrics", get(metrics::metrics))
         .route("/daemon/namespaces/{namespace}/applications/{app}/releases", get(history::releases))
         .route("/daemon/namespaces/{namespace}/applications/{app}/stagings", get(history::stagings));
     Router::new().nest("/api/v1", v1().layer(DefaultBodyLimit::max(MAX_JSON_BYTES))).merge(uploads).merge(own)

@@ -10,6 +10,7 @@ mod deploy;
 mod namespace;
 mod reconcile;
 mod routes;
+mod traffic;
 mod visit;
 
 use std::{
@@ -25,6 +26,7 @@ pub use change::NewApp;
 pub use deploy::{Deployed, Deployment};
 pub use namespace::NamespaceRecord;
 pub use routes::{Backend, InFlight, Lookup, RouteTable, Target};
+pub use traffic::{BOUNDS, Counts, Traffic};
 
 use crate::{
     model::{App, AppName, Namespace, Release, ReleaseId, Route, StageId},

@@ -5,6 +5,7 @@
 mod acme;
 mod authorities;
 mod client;
+mod edge;
 mod file;
 mod kubernetes;
 mod run_file;
@@ -27,7 +28,8 @@ pub use run_file::{Mode, RunFile};
 pub use s3::S3Flags;
 
 use crate::{
-    acme as certificates, base::Mirrors, blob::S3Settings, edge, model::Route, runtime::Limits, source, telemetry,
+    acme as certificates, base::Mirrors, blob::S3Settings, edge as listeners, model::Route, runtime::Limits, source,
+    telemetry,
 };
 
 /// What a daemon is run with.
@@ -48,7 +50,7 @@ pub struct Config {
     pub s3: Option<S3Settings>,
     /// How public certificates are come by; none are of our own authority.
     pub acme: Option<certificates::Settings>,
-    pub edge: edge::Settings,
+    pub edge: listeners::Settings,
     pub sources: source::Limits,
     pub builds: Builds,
     /// Of each instance.

@@ -1,54 +1,43 @@
 //! The listener: takes requests for everything, and gives each to the API or to an instance of an application.
 //!
-//! HTTP/1.1 and, with prior knowledge, HTTP/2. Bodies stream both ways; websockets and other upgrades become
-//! tunnels. A request is counted at its backend until its last byte is out, so that an old release is stopped only when
+//! HTTP/1.1 and HTTP/2, by TLS or with prior knowledge. Bodies stream both ways; websockets of both versions and other
+//! upgrades become tunnels. A request is counted at its backend until its last byte is out, so that an old release is stopped only when
 //! nothing of it is in flight. Where nothing serves, a plain page says why.
 
 mod access;
 mod balancer;
+mod body;
+mod connection;
+mod deliver;
+mod h2c;
 mod pages;
 mod proxy;
 mod settings;
 mod tls;
 mod upstream;
+mod websocket;
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{Router, body::Body};
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::service::service_fn;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::{Notify, Semaphore},
-};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use self::{proxy::Proxy, tls::Version};
+use self::{connection::Connection, pages::Accept, proxy::Proxy, websocket::Asked};
 pub use self::{
-    settings::{AccessLog, Settings},
+    settings::{AccessLog, Compression, Patience, RouteSettings, Settings},
     tls::Tls,
 };
 use crate::{
     acme::Challenges,
-    apps::{InFlight, Lookup, RouteTable},
+    apps::{Lookup, RouteTable},
     auth::ClientAddress,
 };
 
@@ -56,8 +45,6 @@ use crate::{
 const MAX_CONNECTIONS: u64 = 10_000;
 /// Files that are open for other reasons.
 const OTHER_FILES: u64 = 256;
-/// How long the first request, and the head of each, may take to arrive.
-const HEAD: Duration = Duration::from_secs(30);
 /// How long requests may go on after a stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -147,9 +134,9 @@ impl Edge {
 
     /// Serves connections until the token is cancelled, then lets requests end.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, transport: Transport, stop: CancellationToken) {
-        let server = server();
+        let server = connection::server(self.settings.patience);
         let places = Arc::new(Semaphore::new(max_connections()));
-        let graceful = GracefulShutdown::new();
+        let open = TaskTracker::new();
         loop {
             let place = tokio::select! {
                 () = stop.cancelled() => break,
@@ -168,28 +155,27 @@ impl Edge {
             };
             // What is written goes out at once.
             let _ = stream.set_nodelay(true);
-            let connection = Connection {
-                edge: Arc::clone(&self),
-                server: server.clone(),
-                watcher: graceful.watcher(),
-                stop: stop.clone(),
-                peer,
-            };
+            let connection = Connection { edge: Arc::clone(&self), server: server.clone(), stop: stop.clone(), peer };
             let transport = transport.clone();
-            tokio::spawn(async move {
+            open.spawn(async move {
                 let _place = place;
                 connection.serve(stream, transport).await;
             });
         }
         drop(listener);
-        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+        open.close();
+        let _ = tokio::time::timeout(DRAIN, open.wait()).await;
     }
 
     async fn answer(&self, mut request: Request<Body>, client: Client) -> Response<Body> {
         let host = host_of(&request);
         let is_logged = self.settings.access_log == AccessLog::On;
         let line = is_logged.then(|| access::Line::begin(&mut request, client, &host));
-        let mut response = self.respond(request, client, host).await;
+        let mut response = match websocket::asked(&mut request) {
+            Asked::Usual => self.respond(request, client, host).await,
+            Asked::Websocket(accept) => websocket::answered(self.respond(request, client, host).await, &accept),
+            Asked::Refused(page) => page,
+        };
         if let Some(time) = self.settings.strict_transport.filter(|_| client.scheme == Scheme::Https)
             && let Ok(value) = HeaderValue::from_str(&format!("max-age={}", time.as_secs()))
         {
@@ -202,7 +188,7 @@ impl Edge {
         }
     }
 
-    async fn respond(&self, mut request: Request<Body>, client: Client, host: String) -> Response<Body> {
+    async fn respond(&self, request: Request<Body>, client: Client, host: String) -> Response<Body> {
         if let Some(text) = self.challenges.text(request.uri().path()) {
             return Response::new(Body::from(text));
         }
@@ -210,53 +196,35 @@ impl Edge {
             return pages::elsewhere(&request, &host, port);
         }
         if self.is_api(&host) {
-            let _asked = self.asked.token();
-            let address = self.address_of(&request, client);
-            request.extensions_mut().insert(address);
-            return match self.api.clone().oneshot(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            };
+            return self.ask_api(request, client).await;
         }
         let path = request.uri().path().to_owned();
         match self.routes.find(&host, &path) {
-            Lookup::Backend(backend) => {
-                let another = |tried: &[SocketAddr]| self.routes.another(&host, &path, tried);
-                match self.settings.max_body_bytes {
-                    None => self.proxy.forward(request, backend, another, client).await,
-                    Some(most) => self.forward_up_to(most, request, backend, another, client).await,
-                }
+            Lookup::Backend(backend) => self.deliver(request, backend, &host, &path, client).await,
+            Lookup::Unavailable(target) => {
+                self.routes.traffic(&target.release).answered(StatusCode::SERVICE_UNAVAILABLE, Duration::ZERO);
+                pages::unavailable(&request, &target)
             }
-            Lookup::Unavailable(target) => pages::unavailable(&request, &target),
             Lookup::Unknown if request.uri().path() == "/ready" => Response::new(Body::from("ok\n")),
             Lookup::Unknown => pages::unknown(&request, &host),
         }
     }
 
-    /// Gives a request to a backend where its body is not too long: it may say how long it is, or be cut off.
-    async fn forward_up_to(
-        &self,
-        most: u64,
-        request: Request<Body>,
-        backend: InFlight,
-        another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
-        client: Client,
-    ) -> Response<Body> {
-        let accept = pages::Accept::of(&request);
-        if hyper::body::Body::size_hint(request.body()).lower() > most {
-            return pages::too_large(&accept, most);
-        }
-        let is_over = Arc::new(AtomicBool::new(false));
-        let tell = Arc::clone(&is_over);
-        let request = request.map(|body| {
-            let limited = Limited::new(body, usize::try_from(most).unwrap_or(usize::MAX));
-            Body::new(limited.map_err(move |error| {
-                tell.fetch_or(error.is::<LengthLimitError>(), Ordering::Relaxed);
-                error
-            }))
-        });
-        let response = self.proxy.forward(request, backend, another, client).await;
-        if is_over.load(Ordering::Relaxed) { pages::too_large(&accept, most) } else { response }
+    /// Uploads may take as long as they move.
+    async fn ask_api(&self, request: Request<Body>, client: Client) -> Response<Body> {
+        let _asked = self.asked.token();
+        let (accept, address) = (Accept::of(&request), self.address_of(&request, client));
+        let limits = body::Limits { most_bytes: None, silence: Some(self.settings.patience.body) };
+        let (mut request, verdict) = match limits.check(request, &accept, None) {
+            Ok(checked) => checked,
+            Err(page) => return *page,
+        };
+        request.extensions_mut().insert(address);
+        let response = match self.api.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        if response.status().is_success() { response } else { limits.answer(verdict.as_ref(), response, &accept) }
     }
 
     /// A place for one more connection of an address.
@@ -311,84 +279,6 @@ impl Drop for Place {
     }
 }
 
-/// What both versions of HTTP are served with.
-fn server() -> auto::Builder<TokioExecutor> {
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true);
-    server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
-    server
-}
-
-/// A connection that was accepted.
-struct Connection {
-    edge: Arc<Edge>,
-    server: auto::Builder<TokioExecutor>,
-    watcher: Watcher,
-    stop: CancellationToken,
-    peer: SocketAddr,
-}
-
-impl Connection {
-    async fn serve(mut self, mut stream: TcpStream, transport: Transport) {
-        if self.edge.settings.is_load_balancer(self.peer.ip()) {
-            match balancer::client(&mut stream).await {
-                Ok(client) => self.peer = client.unwrap_or(self.peer),
-                Err(error) => {
-                    tracing::debug!(peer = %self.peer, %error, "a load balancer does not say whom it speaks for");
-                    return;
-                }
-            }
-        }
-        let Some(_place) = self.edge.place_of(self.peer.ip()) else { return };
-        match transport {
-            Transport::Plain => {
-                let server = self.server.clone();
-                self.speak(stream, server, Scheme::Http).await;
-            }
-            Transport::Tls(tls) => {
-                let accepted = tokio::select! {
-                    () = self.stop.cancelled() => return,
-                    accepted = tokio::time::timeout(HEAD, tls.accept(stream)) => accepted,
-                };
-                let Ok(Ok(Some((stream, version)))) = accepted else { return };
-                let server = match version {
-                    Version::Http1 => self.server.clone().http1_only(),
-                    Version::Http2 => self.server.clone().http2_only(),
-                };
-                self.speak(stream, server, Scheme::Https).await;
-            }
-        }
-    }
-
-    async fn speak<S>(self, stream: S, server: auto::Builder<TokioExecutor>, scheme: Scheme)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (edge, client) = (self.edge, Client { address: self.peer, scheme });
-        let begun = Arc::new(Notify::new());
-        let asked = Arc::clone(&begun);
-        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-            asked.notify_one();
-            let edge = Arc::clone(&edge);
-            async move { Ok::<_, std::convert::Infallible>(edge.answer(request.map(Body::new), client).await) }
-        });
-        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        // The server has a deadline for the head of a request, and none for what comes before the first one.
-        let silent = async {
-            tokio::select! {
-                () = begun.notified() => std::future::pending().await,
-                () = self.stop.cancelled() => {}
-                () = tokio::time::sleep(HEAD) => {}
-            }
-        };
-        tokio::select! {
-            // A client that goes away is no event.
-            _ = self.watcher.watch(connection.into_owned()) => {}
-            () = silent => {}
-        }
-    }
-}
-
 /// A request that is handed on has two connections.
 fn max_connections() -> usize {
     use nix::sys::resource::{Resource, getrlimit};
@@ -411,9 +301,6 @@ fn host_of(request: &Request<Body>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-
     use super::*;
 
     #[test]
@@ -436,52 +323,5 @@ mod tests {
         assert_eq!(edge().address_of(&request, client), ClientAddress::direct([10, 0, 0, 7].into()));
         let behind = edge().behind(InFront::Ingress).address_of(&request, client);
         assert_eq!(behind, ClientAddress { address: [192, 0, 2, 9].into(), via: Some([10, 0, 0, 7].into()) });
-    }
-
-    /// A client whose connection an edge with this API serves, and how that ends.
-    fn connected(
-        api: Router,
-        watched: &GracefulShutdown,
-        stop: &CancellationToken,
-    ) -> (DuplexStream, tokio::task::JoinHandle<()>) {
-        let connection = Connection {
-            edge: Arc::new(Edge::new(Arc::default(), api, "localhost".to_owned(), None, Arc::default())),
-            server: server(),
-            watcher: watched.watcher(),
-            stop: stop.clone(),
-            peer: ([127, 0, 0, 1], 7).into(),
-        };
-        let (client, server) = duplex(1024);
-        let server_side = connection.server.clone();
-        (client, tokio::spawn(connection.speak(server, server_side, Scheme::Http)))
-    }
-
-    #[tokio::test]
-    async fn a_stop_ends_who_has_asked_nothing_yet_and_who_has_asked_is_answered() {
-        let watched = GracefulShutdown::new();
-        for said in ["", "PRI * HTTP", "PRO", "GET / HTTP/1.1\r\n"] {
-            let stop = CancellationToken::new();
-            let (mut client, served) = connected(Router::new(), &watched, &stop);
-            client.write_all(said.as_bytes()).await.unwrap();
-            tokio::task::yield_now().await;
-            assert!(!served.is_finished(), "{said:?} is waited for");
-            stop.cancel();
-            tokio::time::timeout(HEAD / 2, served).await.expect("it ends").unwrap();
-        }
-        let (stop, asked, go) = (CancellationToken::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let (entered, going) = (Arc::clone(&asked), Arc::clone(&go));
-        let answer = async move || {
-            entered.notify_one();
-            going.notified().await;
-            "answered"
-        };
-        let (mut client, _served) = connected(Router::new().route("/", get(answer)), &watched, &stop);
-        client.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
-        tokio::time::timeout(HEAD / 2, asked.notified()).await.expect("a request that arrives");
-        stop.cancel();
-        go.notify_one();
-        let mut text = String::new();
-        tokio::time::timeout(HEAD / 2, client.read_to_string(&mut text)).await.expect("an answer").unwrap();
-        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("answered"), "{text}");
     }
 }

@@ -67,7 +67,9 @@
 //! 1. [`edge`] reads the head of the request and decides by host: the API's own hosts, or a route.
 //! 2. The route table is an immutable map behind an atomic pointer. A look-up takes the backend with
 //!    the fewest requests in flight, and counts the request until its body (or websocket) has ended.
-//! 3. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
+//! 3. Instances are spoken to by HTTP/1.1, on connections that are kept; a websocket of HTTP/2 becomes one of HTTP/1.1. gRPC
+//!    goes by HTTP/2 without TLS, with its trailers, and its clients are told errors in its own codes.
+//! 4. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
 //!    another. Where nothing serves, a plain page says why.
 //!
 //! # A certificate

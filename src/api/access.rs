@@ -97,6 +97,7 @@ const ROUTES: &[Route] = &[
     read("/push/{namespace}/{app}/{stage}", FOLLOW, Path),
     // It has routes of all namespaces.
     read("/daemon/routes", READ, Everywhere),
+    read("/metrics", READ, Everywhere),
     read("/daemon/namespaces/{namespace}/applications/{app}/releases", READ, Path),
     read("/daemon/namespaces/{namespace}/applications/{app}/stagings", READ, Path),
     read("/wapi/v1/namespaces/{namespace}/applications/{app}/logs", READ, Path),

@@ -228,7 +228,7 @@ impl Apps {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         let backend = backends
             .entry((id.clone(), instance.to_owned(), address))
-            .or_insert_with(|| Arc::new(Backend::new(instance.to_owned(), address)));
+            .or_insert_with(|| Arc::new(Backend::new(instance.to_owned(), address, self.table.traffic(id))));
         backend.is_up();
         Arc::clone(backend)
     }

@@ -1,10 +1,10 @@
 //! The route table: what `edge` reads for every request, and the drain handle that it reports to.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -12,13 +12,16 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
-use crate::model::{ReleaseId, Route};
+use super::traffic::{Counts, Traffic};
+use crate::model::{AppName, Namespace, ReleaseId, Route};
 
 /// Routes of all applications. Reading takes no lock; a change replaces the table.
 #[derive(Default)]
 pub struct RouteTable {
     table: ArcSwap<Table>,
     changed: watch::Sender<()>,
+    /// Of each application that has a route.
+    traffic: Mutex<HashMap<(Namespace, AppName), Arc<Traffic>>>,
 }
 
 /// Routes by host.
@@ -39,6 +42,7 @@ pub struct Backend {
     /// The instance behind it, for logs.
     pub instance: String,
     pub address: SocketAddr,
+    traffic: Arc<Traffic>,
     in_flight: AtomicUsize,
     idle: Notify,
     /// It did not accept a connection; somebody will look.
@@ -62,12 +66,15 @@ impl RouteTable {
     /// Replaces everything. Of several routes that take a path the longest wins.
     pub fn replace(&self, routes: impl IntoIterator<Item = (Route, Arc<Target>)>) {
         let mut table = Table::new();
+        let mut known = HashSet::new();
         for (route, target) in routes {
+            known.insert((target.release.namespace.clone(), target.release.app.clone()));
             table.entry(route.host().to_owned()).or_default().push((route, target));
         }
         for routes in table.values_mut() {
             routes.sort_by_key(|(route, _)| std::cmp::Reverse(route.path().len()));
         }
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner).retain(|app, _| known.contains(app));
         let before = self.table.swap(Arc::new(table));
         if before.len() != self.table.load().len() || !before.keys().all(|host| self.has_host(host)) {
             self.changed.send_replace(());
@@ -86,6 +93,35 @@ impl RouteTable {
     /// Every route, with where its requests go.
     pub fn all(&self) -> Vec<(Route, Arc<Target>)> {
         self.table.load().values().flatten().cloned().collect()
+    }
+
+    /// The counters of an application: the same for every release, as long as it has a route.
+    pub fn traffic(&self, release: &ReleaseId) -> Arc<Traffic> {
+        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(traffic.entry((release.namespace.clone(), release.app.clone())).or_default())
+    }
+
+    /// What was asked of every application, and how many requests are in flight there.
+    pub fn all_traffic(&self) -> BTreeMap<(Namespace, AppName), (Counts, usize)> {
+        let traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut all: BTreeMap<_, _> = traffic.into_iter().map(|(app, traffic)| (app, (traffic.counts(), 0))).collect();
+        let mut seen = HashSet::new();
+        for (_, target) in self.table.load().values().flatten() {
+            let new: Vec<_> = target.backends.iter().filter(|backend| seen.insert(Arc::as_ptr(backend))).collect();
+            let app = (target.release.namespace.clone(), target.release.app.clone());
+            if let Some((_, in_flight)) = all.get_mut(&app) {
+                *in_flight += new.into_iter().map(|backend| backend.in_flight.load(Ordering::Relaxed)).sum::<usize>();
+            }
+        }
+        all
+    }
+
+    /// How many requests are in flight to the application that a route leads to.
+    pub fn in_flight(&self, host: &str, path: &str) -> usize {
+        let table = self.table.load();
+        let found = table.get(host).and_then(|routes| routes.iter().find(|(route, _)| route.takes_path(path)));
+        let backends = found.map_or(&[][..], |(_, target)| &target.backends);
+        backends.iter().map(|backend| backend.in_flight.load(Ordering::SeqCst)).sum()
     }
 
     pub fn has_host(&self, host: &str) -> bool {
@@ -132,8 +168,9 @@ impl Target {
 }
 
 impl Backend {
-    pub fn new(instance: String, address: SocketAddr) -> Self {
-        Self { instance, address, in_flight: AtomicUsize::new(0), idle: Notify::new(), down: AtomicBool::new(false) }
+    pub fn new(instance: String, address: SocketAddr, traffic: Arc<Traffic>) -> Self {
+        let (in_flight, idle, down) = (AtomicUsize::new(0), Notify::new(), AtomicBool::new(false));
+        Self { instance, address, traffic, in_flight, idle, down }
     }
 
     /// It was seen to accept connections.
@@ -162,6 +199,11 @@ impl InFlight {
         &self.0.instance
     }
 
+    /// The counters of its application.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.0.traffic
+    }
+
     /// It does not accept connections: others are preferred until it is looked at again.
     pub fn is_down(&self) {
         self.0.down.store(true, Ordering::Relaxed);
@@ -183,13 +225,29 @@ mod tests {
     fn table(ports: &[u16]) -> RouteTable {
         let backends = ports.iter().map(|port| {
             let address = SocketAddr::from(([127, 0, 0, 1], *port));
-            Arc::new(Backend::new(format!("app-1-{port}"), address))
+            Arc::new(Backend::new(format!("app-1-{port}"), address, Arc::default()))
         });
         let release = ReleaseId { namespace: "workspace".parse().unwrap(), app: "app".parse().unwrap(), number: 1 };
         let target = Target { release, backends: backends.collect(), reason: None };
         let table = RouteTable::default();
         table.replace([("app.localhost".parse().unwrap(), Arc::new(target))]);
         table
+    }
+
+    #[test]
+    fn counters_live_as_long_as_their_application_has_a_route() {
+        let table = table(&[1, 2]);
+        let release =
+            |app: &str| ReleaseId { namespace: "workspace".parse().unwrap(), app: app.parse().unwrap(), number: 2 };
+        let took = std::time::Duration::ZERO;
+        table.traffic(&release("app")).answered(http::StatusCode::OK, took);
+        table.traffic(&release("app")).answered(http::StatusCode::OK, took);
+        let Lookup::Backend(_busy) = table.find("app.localhost", "/") else { panic!("there are two") };
+        let all = table.all_traffic();
+        let (counts, in_flight) = all.values().next().unwrap();
+        assert_eq!((all.len(), counts.answers[1], *in_flight, table.in_flight("app.localhost", "/")), (1, 2, 1, 1));
+        table.replace([]);
+        assert!(table.all_traffic().is_empty(), "nothing is kept of what is gone");
     }
 
     #[test]

@@ -42,6 +42,15 @@ Settings file (TOML). Keys, with their defaults where they have one that is not 
   load_balancers = []                addresses and networks that speak the PROXY protocol
   max_body_bytes                     of a request to an application; no limit
   connections_per_address            no limit
+  head_seconds = 30                  for the first request of a connection, and for the head of each
+  body_seconds = 60                  how long nothing of a body may arrive; not for gRPC
+  idle_seconds = 180                 connections without a new request; websockets stay
+  compression = false                zstd or gzip, for answers that are not compressed and of a kind that is worth it
+  [[edge.route]]                     what holds for the routes of one host
+  host                               which
+  max_body_bytes, compression        in place of those above
+  response_seconds                   until the head of an answer, the request's body included; no limit
+  requests_in_flight                 to its application at once, websockets included; no limit
   [sources]
   max_archive_bytes = 4294967296     of an upload
   max_unpacked_bytes = 8589934592    of its files

@@ -4,20 +4,19 @@
 
 use std::{
     fmt::Display,
-    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::{
     Builds, S3Flags,
     acme::{self, AcmeFile},
+    edge,
 };
-use crate::{edge, runtime::Limits, source, telemetry};
+use crate::{edge::Settings, runtime::Limits, source, telemetry};
 
 const GIB: u64 = 1 << 30;
 /// Less memory than this runs nothing, in bytes.
@@ -42,7 +41,7 @@ pub struct ConfigFile {
     pub log: Option<String>,
     pub log_format: Option<telemetry::Format>,
     /// `[edge]`: what is chosen about listeners.
-    pub edge: edge::Settings,
+    pub edge: Settings,
     /// `[sources]`: `max_archive_bytes`, `max_unpacked_bytes`, `max_entries`.
     pub sources: source::Limits,
     /// `[builds]`: `at_once`, `deadline_seconds`, and limits.
@@ -102,7 +101,7 @@ impl ConfigFile {
             acme: AcmeFile::default(),
             log: top.take("log"),
             log_format: top.take("log_format"),
-            edge: edge::Settings::default(),
+            edge: Settings::default(),
             sources: source::Limits::default(),
             builds: Builds::default(),
             instances: default_instances(),
@@ -110,7 +109,7 @@ impl ConfigFile {
         top.finish();
         Self {
             acme: acme::read(acme, folder, problems),
-            edge: read_edge(Section::new("edge.", edge, problems)),
+            edge: edge::read(edge, problems),
             sources: read_sources(Section::new("sources.", sources, problems)),
             builds: read_builds(Section::new("builds.", builds, problems)),
             instances: read_instances(Section::new("instances.", instances, problems)),
@@ -135,26 +134,6 @@ impl Default for Builds {
 fn default_instances() -> Limits {
     // What an instance writes is gone with the instance.
     Limits { memory_bytes: Some(GIB), millicpus: None, pids: Some(1024), scratch_bytes: Some(GIB / 2) }
-}
-
-fn read_edge(mut section: Section<'_>) -> edge::Settings {
-    let networks: Vec<String> = section.take("load_balancers").unwrap_or_default();
-    let mut load_balancers = Vec::new();
-    for text in networks {
-        match text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
-            Ok(network) => load_balancers.push(network),
-            Err(_) => section.wrong("load_balancers", &format!("'{text}' is no address or network such as 10.0.0.0/8")),
-        }
-    }
-    let settings = edge::Settings {
-        strict_transport: section.at_least("hsts_seconds", 1).map(Duration::from_secs),
-        access_log: if section.take("access_log") == Some(true) { edge::AccessLog::On } else { edge::AccessLog::Off },
-        load_balancers,
-        max_body_bytes: section.at_least("max_body_bytes", 1),
-        connections_per_address: section.at_least("connections_per_address", 1),
-    };
-    section.finish();
-    settings
 }
 
 fn read_sources(mut section: Section<'_>) -> source::Limits {
@@ -292,13 +271,18 @@ mod tests {
     fn everything_that_is_wrong_is_reported_at_once() {
         let (_, problems) = parse(
             "lisen = '127.0.0.1:80'\ndata_dir = 7\ninstances = 3\nlog_format = 'xml'\n\
-             [builds]\nmemory = 1\nat_once = 0\nmemory_bytes = -1\n",
+             [builds]\nmemory = 1\nat_once = 0\nmemory_bytes = -1\n\
+             [edge]\nhead_seconds = 0\n[[edge.route]]\nmax_body_bytes = 1\n[[edge.route]]\nhost = 'a b'\nbody = 1\n",
         );
         let expected = [
             ("instances:", "[instances]"),
             ("data_dir:", "expected"),
             ("log_format:", "xml"),
             ("lisen is not known", "listen"),
+            ("edge.head_seconds:", "at least 1"),
+            ("edge.route.host:", "missing"),
+            ("edge.route.host:", "no name"),
+            ("edge.route.body is not known", "max_body_bytes"),
             ("builds.at_once:", "at least 1"),
             ("builds.memory_bytes:", "-1"),
             ("builds.memory is not known", "deadline_seconds"),

@@ -1,16 +1,17 @@
 //! One request on its way to an instance, and its response on the way back.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 use axum::body::Body;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+    uri::{self, Authority, PathAndQuery},
 };
-use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 
 use super::{
-    Client,
+    Client, body,
+    deliver::{Answer, Failed, tunnel_is_open},
     pages::{self, Accept},
     upstream::{Failure, Upstream},
 };
@@ -39,16 +40,23 @@ impl Proxy {
         mut backend: InFlight,
         another: impl Fn(&[SocketAddr]) -> Option<InFlight>,
         client: Client,
-    ) -> Response<Body> {
+        begun: Instant,
+    ) -> Result<Response<Body>, Box<Failed>> {
         let accept = Accept::of(&request);
+        let is_http_1 = request.version() == Version::HTTP_11;
         let upgrade = wanted_upgrade(request.headers());
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         prepare(&mut request, client, upgrade.as_ref());
+        if accept == Accept::Grpc {
+            to_http_2(&mut request);
+        } else if is_http_1 {
+            request = body::hold(request);
+        }
         let spare = spare(&request);
         let mut tried = Vec::new();
         for attempt in 1.. {
             let (next, why) = match self.upstream.send(backend.address(), request).await {
-                Ok(response) => return finish(response, backend, client_side),
+                Ok(response) => return Ok(finish(response, backend, client_side, begun)),
                 Err(Failure::Refused { request, cause }) => {
                     tracing::info!(instance = backend.instance(), %cause, "an instance does not accept connections");
                     backend.is_down();
@@ -60,13 +68,20 @@ impl Proxy {
                     if !reused {
                         tried.push(backend.address());
                     }
-                    (spare.as_ref().map(same), "it closed the connection")
+                    let why = match accept {
+                        Accept::Grpc => "it closed the connection, or does not speak HTTP/2",
+                        Accept::Text | Accept::Html => "it closed the connection",
+                    };
+                    (spare.as_ref().map(same), why)
                 }
             };
             let next = next.filter(|_| attempt < ATTEMPTS);
             match next.and_then(|request| Some((request, another(&tried)?))) {
                 Some(next) => (request, backend) = next,
-                None => return pages::bad_gateway(&accept, backend.instance(), why),
+                None => {
+                    let page = pages::bad_gateway(&accept, backend.instance(), why);
+                    return Err(Box::new(Failed { page, backend }));
+                }
             }
         }
         unreachable!("the loop ends by a return")
@@ -92,29 +107,27 @@ fn finish(
     mut response: Response<hyper::body::Incoming>,
     backend: InFlight,
     client_side: Option<hyper::upgrade::OnUpgrade>,
+    begun: Instant,
 ) -> Response<Body> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(client_side) = client_side
     {
         let server_side = hyper::upgrade::on(&mut response);
+        tunnel_is_open(&backend, begun.elapsed());
         tokio::spawn(async move {
-            let _busy = backend;
             if let Ok((client, server)) = futures::future::try_join(client_side, server_side).await {
-                // Either side may end the tunnel whenever it likes.
-                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server)).await;
+                let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+                // Either side may end the tunnel whenever it likes; then it is not told how much there was.
+                if let Ok((received, sent)) = tokio::io::copy_bidirectional(&mut client, &mut server).await {
+                    backend.traffic().received(received);
+                    backend.traffic().sent(sent);
+                }
             }
         });
         return response.map(|_| Body::empty());
     }
     strip(response.headers_mut(), None);
-    response.map(|body| {
-        let busy = backend;
-        // Frames as they are: data, and trailers.
-        Body::new(body.map_frame(move |frame| {
-            let _ = &busy;
-            frame
-        }))
-    })
+    Answer::of(response, backend, begun)
 }
 
 fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderValue>) {
@@ -141,6 +154,20 @@ fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderV
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(path);
     *request.version_mut() = Version::HTTP_11;
+}
+
+/// What gRPC wants of a request that is otherwise prepared.
+fn to_http_2(request: &mut Request<Body>) {
+    let host = request.headers_mut().remove(header::HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut uri = std::mem::take(request.uri_mut()).into_parts();
+    (uri.scheme, uri.authority) = (Some(uri::Scheme::HTTP), authority);
+    // Without a host it is not one; then it stays as it was, and is refused.
+    if let Ok(uri) = Uri::from_parts(uri) {
+        *request.uri_mut() = uri;
+    }
+    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+    *request.version_mut() = Version::HTTP_2;
 }
 
 /// Makes one line of several, with one more value at the end.

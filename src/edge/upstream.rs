@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::body::Body;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
@@ -20,13 +20,16 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-const CONNECT: Duration = Duration::from_secs(5);
+use super::h2c::Multiplexed;
+
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Connections that nobody uses are closed after this long: sooner than servers usually do (gunicorn waits 2 s, node 5 s).
 const IDLE: Duration = Duration::from_millis(1500);
 
 #[derive(Default)]
 pub(super) struct Upstream {
     pool: Arc<Mutex<Pool>>,
+    multiplexed: Multiplexed,
 }
 
 #[derive(Default)]
@@ -52,11 +55,15 @@ pub(super) enum Failure {
 }
 
 impl Upstream {
-    /// The URI of the request has a path only, and its headers are those that the instance is to see.
+    /// The URI of the request has a path only, and its headers are those that the instance is to see. One of HTTP/2 has the
+    /// whole URI, and goes by that.
     ///
     /// # Errors
     /// Tells apart whether the instance can have seen anything of the request.
     pub async fn send(&self, address: SocketAddr, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        if request.version() == Version::HTTP_2 {
+            return self.multiplexed.send(address, request).await;
+        }
         let mut request = request;
         loop {
             let (mut sender, reused) = match self.idle(address) {

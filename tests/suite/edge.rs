@@ -5,7 +5,13 @@
     reason = "clippy's own exception is for functions marked as tests, not for what they call"
 )]
 
+mod abuse;
 mod client;
+mod frames;
+mod front;
+mod grpc;
+mod http2;
+mod limits;
 mod options;
 mod replacing;
 mod site;

@@ -26,6 +26,10 @@ impl Client {
         Self { stream: BufReader::new(stream) }
     }
 
+    pub fn peer(&self) -> SocketAddr {
+        self.stream.get_ref().peer_addr().expect("it is connected")
+    }
+
     pub fn get(&mut self, host: &str, path: &str) -> io::Result<Answer> {
         self.send(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))?;
         self.answer()

@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    extract::ws::{WebSocket, WebSocketUpgrade},
+    routing::get,
+};
 use epiniod::{
     apps::{Apps, Deployed, Deployment, Error, NewApp, Settings},
     edge::{self, Edge, Transport},
@@ -42,7 +46,9 @@ impl Site {
         let objects = Objects::new(DiskStore::open(&house.dir.path().join("store")).expect("a store"));
         let apps = Apps::new(objects.clone(), Arc::clone(&house.runtime) as _, settings);
         apps.create_namespace(&Namespace::default()).await.expect("a namespace");
-        let api = Router::new().route("/ready", get(|| async { "the API is ready" }));
+        let api = Router::new()
+            .route("/ready", get(|| async { "the API is ready" }))
+            .route("/echo", get(|upgrade: WebSocketUpgrade| async { upgrade.on_upgrade(echo) }));
         let edge = Edge::new(apps.route_table(), api, "localhost".to_owned(), None, Arc::default());
         let edge = Arc::new(edge.with(chosen));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -90,6 +96,14 @@ impl Site {
         self.apps.stop_all().await.expect("applications stop");
         drop(self.apps);
         self.house.close().await;
+    }
+}
+
+async fn echo(mut socket: WebSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        if socket.send(message).await.is_err() {
+            return;
+        }
     }
 }
 

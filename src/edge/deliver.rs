@@ -1,0 +1,133 @@
+//! A request and the application that it is for: what its route allows, and what is counted of it.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use axum::body::{Body, Bytes};
+use http::{Request, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{
+    Client, Edge, body, h2c,
+    pages::{self, Accept},
+};
+use crate::apps::{InFlight, Traffic};
+
+/// A page in place of an answer, and the instance that has none.
+pub(super) struct Failed {
+    pub page: Response<Body>,
+    pub backend: InFlight,
+}
+
+impl Edge {
+    pub(super) async fn deliver(
+        &self,
+        request: Request<Body>,
+        backend: InFlight,
+        host: &str,
+        path: &str,
+        client: Client,
+    ) -> Response<Body> {
+        let (begun, accept) = (Instant::now(), Accept::of(&request));
+        let route = self.settings.of_host(host);
+        if let Some(most) = route.requests_in_flight
+            && self.routes.in_flight(host, path) > most
+        {
+            return counted(backend.traffic(), begun, pages::too_busy(&accept, most));
+        }
+        let limits = body::Limits {
+            most_bytes: route.max_body_bytes,
+            // Both sides of a call may be silent as long as they like.
+            silence: Some(self.settings.patience.body).filter(|_| accept != Accept::Grpc),
+        };
+        let (request, verdict) = match limits.check(request, &accept, Some(backend.traffic())) {
+            Ok(checked) => checked,
+            Err(page) => return counted(backend.traffic(), begun, *page),
+        };
+        let another = |tried: &[SocketAddr]| self.routes.another(host, path, tried);
+        let traffic = route.response.map(|most| (most, Arc::clone(backend.traffic())));
+        let forwarded = self.proxy.forward(request, backend, another, client, begun);
+        let answer = match traffic {
+            None => forwarded.await,
+            Some((most, traffic)) => match tokio::time::timeout(most, forwarded).await {
+                Ok(answer) => answer,
+                Err(_) => return counted(&traffic, begun, pages::too_late(&accept, most)),
+            },
+        };
+        answer.unwrap_or_else(|failed| {
+            let Failed { page, backend } = *failed;
+            counted(backend.traffic(), begun, limits.answer(verdict.as_ref(), page, &accept))
+        })
+    }
+}
+
+/// A page that was made here is an answer of the application as well.
+fn counted(traffic: &Traffic, begun: Instant, page: Response<Body>) -> Response<Body> {
+    // Of gRPC the status is always the same.
+    let status = if page.headers().contains_key("grpc-status") { StatusCode::BAD_GATEWAY } else { page.status() };
+    traffic.answered(status, begun.elapsed());
+    page
+}
+
+/// The body of an answer on its way to the client. Its backend is busy until it has ended.
+pub(super) struct Answer {
+    body: Incoming,
+    backend: InFlight,
+    _stream: Option<h2c::Stream>,
+    status: StatusCode,
+    begun: Instant,
+    sent: u64,
+}
+
+impl Answer {
+    pub fn of(response: Response<Incoming>, backend: InFlight, begun: Instant) -> Response<Body> {
+        let (mut parts, body) = response.into_parts();
+        let (status, _stream) = (parts.status, parts.extensions.remove());
+        Response::from_parts(parts, Body::new(Self { body, backend, _stream, status, begun, sent: 0 }))
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    /// Frames as they are: data, and trailers.
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            self.sent += data.len() as u64;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.backend.traffic().answered(self.status, self.begun.elapsed());
+        self.backend.traffic().sent(self.sent);
+    }
+}
+
+/// How long a tunnel has existed says nothing about who answered: it counts until it is open.
+pub(super) fn tunnel_is_open(backend: &InFlight, waited: Duration) {
+    backend.traffic().answered(StatusCode::SWITCHING_PROTOCOLS, waited);
+}
