@@ -207,10 +207,18 @@ fn warn(ui: &Ui, installation: &Installation, found: &Findings) {
         Entrance::Class(class) => ui.say(&format!("  entrance: ingress class {class}")),
         Entrance::Edge(Exposure::LoadBalancer) => ui.say("  entrance: the daemon's own edge, behind a load balancer"),
         Entrance::Edge(Exposure::HostPorts) => ui.say(&format!(
-            "  entrance: the daemon's own edge, on port 80 of node {}; for that the namespace has the Pod Security level privileged",
+            "  entrance: the daemon's own edge, on ports 80 and 443 of node {}; for that the namespace has the Pod Security level privileged",
             installation.node.as_deref().unwrap_or_default()
         )),
         Entrance::Traefik { image, .. } => ui.say(&format!("  entrance: Traefik ({image}), brought along")),
+    }
+    match &installation.certificates.issuer {
+        Some(issuer) => ui.say(&format!("  certificates: of cert-manager, by the ClusterIssuer {issuer}")),
+        None if installation.asks_for_certificates() => ui.say(&format!(
+            "  certificates: the daemon asks {}",
+            installation.certificates.directory.as_deref().unwrap_or("letsencrypt")
+        )),
+        None => ui.say("  certificates: none of the public; --acme-directory names whom to ask for them"),
     }
     ui.say(match (installation.pulls.by, &found.node_ports) {
         (Way::Relay, _) => "  registry: a relay on each node answers on its 127.0.0.1:30500",

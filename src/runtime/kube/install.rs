@@ -6,12 +6,14 @@
 //! cluster that offers nothing) is refused with the flags that decide it, and never guessed.
 
 mod apply;
+mod certificates;
 mod connection;
 mod detect;
 mod entrance;
 mod events;
 mod nodes;
 mod plan;
+mod ports;
 mod provide;
 mod relay;
 mod remove;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     apply::{Change, Mode, apply},
+    certificates::Certificates,
     connection::Connection,
     detect::{Findings, NodePorts, detect},
     entrance::{assume, open},
@@ -76,6 +79,20 @@ pub struct Wishes {
     /// Pull images by a relay on each node, in place of a node port [default: auto, by what is seen of the cluster]
     #[arg(long, value_enum, value_name = "WHEN", help_heading = "Entrance")]
     pub registry_relay: Option<RegistryRelay>,
+
+    /// Whom certificates are asked of: letsencrypt, letsencrypt-staging, the URL of an ACME directory that pods reach, or off
+    /// [default: letsencrypt with a system domain of the public]
+    #[arg(long, env = "EPINIOD_ACME_DIRECTORY", value_name = "URL", help_heading = "Certificates")]
+    pub acme_directory: Option<String>,
+    /// Whom the authority writes to
+    #[arg(long, env = "EPINIOD_ACME_EMAIL", value_name = "ADDRESS", help_heading = "Certificates")]
+    pub acme_email: Option<String>,
+    /// Who signed the certificate of the authority's own server, PEM
+    #[arg(long, env = "EPINIOD_ACME_CA_FILE", value_name = "FILE", help_heading = "Certificates")]
+    pub acme_ca_file: Option<PathBuf>,
+    /// Leave certificates to cert-manager, with this ClusterIssuer, or off; the daemon then asks nobody
+    #[arg(long, env = "EPINIOD_TLS_ISSUER", value_name = "NAME", help_heading = "Certificates")]
+    pub tls_issuer: Option<String>,
 
     /// Storage class of the daemon's volume [default: the cluster's default class]
     #[arg(long, value_name = "CLASS", help_heading = "Storage")]
@@ -137,7 +154,7 @@ pub enum Brought {
 #[serde(rename_all = "kebab-case")]
 pub enum Exposure {
     LoadBalancer,
-    /// Port 80 of the node that it runs on.
+    /// Ports 80 and 443 of the node that it runs on.
     HostPorts,
 }
 
@@ -216,12 +233,18 @@ pub struct Installation {
     /// PEM; beside the other.
     #[serde(skip)]
     pub bucket_ca: Option<String>,
+    #[serde(default = "Certificates::of_before")]
+    pub certificates: Certificates,
+    /// PEM; beside the others.
+    #[serde(skip)]
+    pub acme_ca: Option<String>,
 }
 
 impl Installation {
     /// Where the API is.
     pub fn url(&self) -> String {
-        format!("http://epinio.{}", self.system_domain)
+        let scheme = if self.is_secure() { "https" } else { "http" };
+        format!("{scheme}://epinio.{}", self.system_domain)
     }
 
     /// The class of the ingresses of API and applications; none where the daemon's own edge routes.
@@ -303,5 +326,6 @@ const DAEMON: &str = "epiniod";
 const ADMIN_SECRET: &str = "epiniod-admin";
 /// The secret with the keys of the bucket.
 const BUCKET_SECRET: &str = "epiniod-s3";
-/// The config map with certificate authorities.
+/// The config map with certificate authorities, and where the daemon's pod has it.
 const TRUST: &str = "epiniod-trust";
+const TRUST_FOLDER: &str = "/etc/epiniod/trust";

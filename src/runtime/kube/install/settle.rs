@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use super::{
-    Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes, relay,
-    replicas,
+    Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes,
+    certificates, relay, replicas,
 };
 use crate::model::Route;
 
@@ -45,6 +45,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
     let replicas = replicas::wanted(wishes, before, bucket.as_ref())?;
     let storage = storage(wishes, before, found)?;
     let node = node(wishes, before, found, &entrance, &storage)?;
+    let certificates = certificates::settle(wishes, before, &entrance)?;
     let kept_image = before.map(|before| before.image.clone()).filter(|image| !image.starts_with(IMPORTED));
     let kept_domain = before.filter(|_| wishes.address.is_none()).map(|before| before.system_domain.clone());
     let system_domain = wishes.system_domain.clone().or(kept_domain).unwrap_or_default().to_ascii_lowercase();
@@ -79,6 +80,8 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
         build_ca: authorities(wishes.build_ca_file.as_deref(), "--build-ca-file")?.or_else(|| before?.build_ca.clone()),
         bucket,
         bucket_ca: authorities(wishes.s3_ca_file.as_deref(), "--s3-ca-file")?.or_else(|| before?.bucket_ca.clone()),
+        certificates,
+        acme_ca: authorities(wishes.acme_ca_file.as_deref(), "--acme-ca-file")?.or_else(|| before?.acme_ca.clone()),
     };
     replicas::check(&installation)?;
     Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
