@@ -131,7 +131,7 @@ pub(super) async fn open(
         scratch: config.data_dir.join("detections"),
         ingress_class: kubernetes.ingress_class.clone(),
         issuing: kubernetes.tls_issuer.clone().map_or(kube::Issuing::Daemon, kube::Issuing::ClusterIssuer),
-        api_host: kubernetes.is_behind_ingress().then(|| format!("epinio.{}", config.system_domain)),
+        api_host: kubernetes.is_inside().then(|| format!("epinio.{}", config.system_domain)),
         // Builds stand on what is the system's; applications are their namespace's.
         pull_credential: Arc::new(move |namespace| {
             let repositories = if namespace == builds { SYSTEM_REPOSITORY } else { namespace };

@@ -89,7 +89,7 @@ pub struct Settings {
     /// The class of the ingresses; none where the daemon's own edge routes.
     pub ingress_class: Option<String>,
     pub issuing: Issuing,
-    /// The host of the API, where its ingress leads to this daemon.
+    /// The host of the API, where this daemon is in the cluster.
     pub api_host: Option<String>,
     /// What the kubelet pulls with.
     pub pull_credential: PullCredential,
@@ -212,8 +212,9 @@ impl Runtime for KubeRuntime {
     }
 
     async fn expose(&self, routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), Error> {
-        let Some(class) = &self.cluster.settings.ingress_class else { return Ok(()) };
-        self.facade.expose(&self.cluster, class, routes).await
+        // Where the daemon's own edge routes there are no ingresses, also none of a time when a controller did.
+        let routes = if self.cluster.settings.ingress_class.is_some() { routes } else { Vec::new() };
+        self.facade.expose(&self.cluster, routes).await
     }
 
     async fn logs(

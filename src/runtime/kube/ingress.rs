@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -21,7 +21,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    BELIEVED, Cluster, Routes,
+    Cluster, Routes,
     call::{call, call_unless_missing},
     names,
     workload::labels,
@@ -60,6 +60,8 @@ struct Secured {
     tls: Vec<Value>,
 }
 
+/// So long it is believed that what was written is still there: nothing tells. Everything is looked at each minute.
+const SEEN: Duration = Duration::from_secs(25);
 const DOING: &str = "writing ingresses";
 
 impl Facade {
@@ -76,22 +78,23 @@ impl Facade {
     }
 
     /// Makes ingresses and secrets what they should be, unless that was seen a moment ago.
-    pub async fn expose(&self, cluster: &Cluster, class: &str, routes: Routes) -> Result<(), Error> {
+    pub async fn expose(&self, cluster: &Cluster, routes: Routes) -> Result<(), Error> {
         let before = lock(&self.exposed).clone();
-        if before.is_some_and(|(since, before)| since.elapsed() < BELIEVED && before == routes) {
+        if before.is_some_and(|(since, before)| since.elapsed() < SEEN && before == routes) {
             return Ok(());
         }
         // What is presented meanwhile is exposed the next time.
         *lock(&self.exposed) = Some((Instant::now(), routes.clone()));
-        let done = self.write(cluster, class, &routes).await;
+        let done = self.write(cluster, &routes).await;
         if done.is_err() {
             *lock(&self.exposed) = None;
         }
         done
     }
 
-    async fn write(&self, cluster: &Cluster, class: &str, routes: &Routes) -> Result<(), Error> {
+    async fn write(&self, cluster: &Cluster, routes: &Routes) -> Result<(), Error> {
         let settings = &cluster.settings;
+        let class = settings.ingress_class.as_deref();
         let all: Api<Ingress> = Api::all(cluster.client.clone());
         let ours = ListParams::default().labels(&names::ours_with(&settings.namespace, names::APP));
         let there = call(DOING, || all.list(&ours)).await?.items;
@@ -125,12 +128,11 @@ impl Facade {
         let settings = &cluster.settings;
         let Some(host) = &settings.api_host else { return Ok(()) };
         let namespace = settings.namespace.as_str();
-        let secured = match settings.issuing {
-            Issuing::Daemon => self.secured(&Issuing::Daemon, [host.as_str()]),
-            Issuing::ClusterIssuer(_) => Secured { secrets: BTreeMap::new(), tls: Vec::new() },
-        };
+        let is_ours = settings.issuing == Issuing::Daemon && settings.ingress_class.is_some();
+        let hosts = Some(host.as_str()).filter(|_| is_ours);
+        let secured = self.secured(&settings.issuing, hosts);
         self.write_secrets(cluster, namespace, &secured.secrets).await?;
-        if settings.issuing == Issuing::Daemon {
+        if is_ours {
             let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), namespace);
             let ours = ListParams::default().labels(&format!("{}={namespace}", names::SYSTEM));
             let there = call(DOING, || ingresses.list(&ours)).await?.items;
@@ -173,7 +175,7 @@ impl Facade {
         Secured { secrets, tls: of_secret.into_iter().map(entry).collect() }
     }
 
-    /// What was written a moment ago is believed to be there; whoever deletes or changes it has it for less than a minute.
+    /// What was written a moment ago is believed to be there.
     async fn write_secrets(
         &self,
         cluster: &Cluster,
@@ -184,7 +186,7 @@ impl Facade {
         for (name, certificate) in wanted {
             let place = (namespace.to_owned(), name.clone());
             let made_of = Digest::of(format!("{}\n{}", certificate.chain, certificate.key).as_bytes());
-            let is_believed = |(before, at): &(Digest, Instant)| *before == made_of && at.elapsed() < BELIEVED;
+            let is_believed = |(before, at): &(Digest, Instant)| *before == made_of && at.elapsed() < SEEN;
             if lock(&self.written).get(&place).is_some_and(is_believed) {
                 continue;
             }
@@ -266,7 +268,7 @@ fn ingress(
     system: &str,
     namespace: &Namespace,
     app: &AppName,
-    class: &str,
+    class: Option<&str>,
     routes: &[Route],
     tls: Vec<Value>,
 ) -> Value {

@@ -33,8 +33,8 @@ pub use self::{
     entrance::{assume, open},
     plan::{Manifest, plan},
     provide::{Password, provide_keys, provide_password},
-    relay::{Pulls, RegistryRelay, Way, remove_unwanted},
-    remove::{Fate, Inventory, inventory, remove},
+    relay::{Pulls, RegistryRelay, Way},
+    remove::{Fate, Inventory, inventory, remove, remove_unwanted},
     settle::{Draft, settle},
     watch::wait_until_ready,
 };
