@@ -4,6 +4,7 @@
 
 mod acme;
 mod authorities;
+mod bundle;
 mod client;
 mod file;
 mod kubernetes;
@@ -20,6 +21,7 @@ use nix::unistd::Uid;
 
 pub use acme::AcmeFlags;
 pub use authorities::embedded_authorities;
+pub use bundle::Bundle;
 pub use client::{ClientSettings, client_settings_file};
 pub use file::{ConfigFile, Error};
 pub use kubernetes::{Kubernetes, KubernetesFlags};

@@ -1,6 +1,7 @@
 //! `epiniod install`: this program as the daemon of a Kubernetes cluster.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     auth,
+    config::Bundle,
     daemon::own_image,
     model::Namespace,
     runtime::kube::install::{
@@ -70,14 +72,15 @@ enum Printed {
 }
 
 impl Install {
-    pub async fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
+    pub async fn run(mut self, ui: &Ui) -> Result<ExitCode, Error> {
+        let settings = settings_of(&mut self.wishes)?;
         let cluster = self.cluster.connect().await?;
         ui.say(&format!("looking at the cluster of {}", cluster.address));
         let found = install::detect(&cluster, &self.wishes.namespace).await?;
         for (name, text) in found.report() {
             ui.say(&format!("  {name:14} {text}"));
         }
-        let draft = install::settle(&self.wishes, &own_image::name(), Some(&found))?;
+        let draft = install::settle(&self.wishes, &own_image::name(), Some(&found))?.with_settings(settings.as_ref());
         if self.output == Printed::Yaml {
             print_manifests(&install::assume(draft, &found)?);
             return Ok(ExitCode::from(error::OK));
@@ -90,7 +93,7 @@ impl Install {
             install::open(&cluster, draft, &found, |text| waiting.tell(text)).await?
         };
         warn(ui, &installation, &found);
-        let password = apply(ui, &cluster, &installation).await?;
+        let password = apply(ui, &cluster, &installation, settings.as_ref()).await?;
         {
             let waiting = ui.waiting();
             let within = Duration::from_secs(self.timeout);
@@ -158,6 +161,14 @@ impl Install {
     }
 }
 
+/// The daemon's settings and what they name; whom they ask for certificates is as if a flag said it.
+pub(super) fn settings_of(wishes: &mut Wishes) -> Result<Option<BTreeMap<String, Vec<u8>>>, Error> {
+    let Some(path) = &wishes.config else { return Ok(None) };
+    let Bundle { files, acme_directory } = Bundle::read(path)?;
+    wishes.acme_directory = wishes.acme_directory.take().or(acme_directory);
+    Ok(Some(files))
+}
+
 /// The manifests as one stream of YAML.
 pub(super) fn print_manifests(installation: &Installation) {
     let texts: Vec<String> = install::plan(installation).into_iter().map(|manifest| manifest.text).collect();
@@ -172,7 +183,12 @@ async fn dry_run(cluster: &Connection, installation: &Installation) -> Result<Ex
 }
 
 /// Everything, the password before the daemon that is to have it.
-async fn apply(ui: &Ui, cluster: &Connection, installation: &Installation) -> Result<Password, Error> {
+async fn apply(
+    ui: &Ui,
+    cluster: &Connection,
+    installation: &Installation,
+    settings: Option<&BTreeMap<String, Vec<u8>>>,
+) -> Result<Password, Error> {
     let waiting = ui.waiting();
     let tell = |title: &str| waiting.pass(&format!("applying {title}"));
     let manifests = install::plan(installation);
@@ -181,6 +197,9 @@ async fn apply(ui: &Ui, cluster: &Connection, installation: &Installation) -> Re
     let mut changes = install::apply(cluster, &namespaces, Mode::Apply, tell).await?;
     if installation.bucket.is_some() {
         install::provide_keys(cluster, installation, keys()).await?;
+    }
+    if let Some(files) = settings {
+        install::provide_settings(cluster, installation, files).await?;
     }
     let password = install::provide_password(cluster, installation, auth::new_password()).await?;
     changes.extend(install::apply(cluster, &others, Mode::Apply, tell).await?);

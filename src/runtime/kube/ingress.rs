@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -43,12 +43,25 @@ pub enum Issuing {
 /// What is in front of applications, and with which certificates.
 #[derive(Default)]
 pub(super) struct Facade {
-    /// By their names: hosts and `*.DOMAIN`.
-    certificates: Mutex<BTreeMap<String, HostCertificate>>,
-    /// What was exposed last, and when.
-    exposed: Mutex<Option<(Instant, Routes)>>,
+    presented: Mutex<Presented>,
+    /// What was exposed last, when, and of which round of certificates.
+    exposed: Mutex<Option<(Instant, Routes, u64)>>,
     /// What secrets were last written from, and when.
     written: Mutex<HashMap<Place, (Digest, Instant)>>,
+}
+
+#[derive(Default)]
+struct Presented {
+    /// By their names: hosts and `*.DOMAIN`.
+    certificates: BTreeMap<String, Arc<Known>>,
+    /// Another one whenever there are others.
+    round: u64,
+}
+
+/// A certificate, and a hash of it.
+struct Known {
+    certificate: HostCertificate,
+    digest: Digest,
 }
 
 /// Namespace and name of a secret.
@@ -56,7 +69,7 @@ type Place = (String, String);
 
 /// What hosts are to have: secrets by their names, and what their ingress says of TLS.
 struct Secured {
-    secrets: BTreeMap<String, HostCertificate>,
+    secrets: BTreeMap<String, Arc<Known>>,
     tls: Vec<Value>,
 }
 
@@ -67,50 +80,69 @@ const DOING: &str = "writing ingresses";
 impl Facade {
     /// Whether anything is new.
     pub fn present(&self, certificates: Vec<HostCertificate>) -> bool {
-        let new: BTreeMap<_, _> = certificates.into_iter().map(|one| (one.name.clone(), one)).collect();
-        let mut known = lock(&self.certificates);
-        if *known == new {
+        let mut presented = lock(&self.presented);
+        let known = &presented.certificates;
+        let is_same = |one: &HostCertificate| known.get(&one.name).is_some_and(|known| known.certificate == *one);
+        if known.len() == certificates.len() && certificates.iter().all(is_same) {
             return false;
         }
-        *known = new;
-        *lock(&self.exposed) = None;
+        presented.certificates =
+            certificates.into_iter().map(|one| (one.name.clone(), Arc::new(Known::of(one)))).collect();
+        presented.round += 1;
         true
     }
 
-    /// Makes ingresses and secrets what they should be, unless that was seen a moment ago.
+    /// Makes secrets and ingresses what they should be, but for what was seen to be so a moment ago.
     pub async fn expose(&self, cluster: &Cluster, routes: Routes) -> Result<(), Error> {
-        let before = lock(&self.exposed).clone();
-        if before.is_some_and(|(since, before)| since.elapsed() < SEEN && before == routes) {
+        let round = lock(&self.presented).round;
+        let issuing = &cluster.settings.issuing;
+        let secured: Vec<_> = routes.iter().map(|(.., own)| self.secured(issuing, own.iter().map(Route::host))).collect();
+        let kept = self.write_all_secrets(cluster, &routes, &secured).await?;
+        let is_seen = |(at, before, of): &(Instant, Routes, u64)| at.elapsed() < SEEN && *before == routes && *of == round;
+        if lock(&self.exposed).as_ref().is_some_and(is_seen) {
             return Ok(());
         }
-        // What is presented meanwhile is exposed the next time.
-        *lock(&self.exposed) = Some((Instant::now(), routes.clone()));
-        let done = self.write(cluster, &routes).await;
-        if done.is_err() {
-            *lock(&self.exposed) = None;
-        }
-        done
+        *lock(&self.exposed) = None;
+        self.write(cluster, &routes, secured, kept).await?;
+        *lock(&self.exposed) = Some((Instant::now(), routes, round));
+        Ok(())
     }
 
-    async fn write(&self, cluster: &Cluster, routes: &Routes) -> Result<(), Error> {
-        let settings = &cluster.settings;
-        let class = settings.ingress_class.as_deref();
-        let all: Api<Ingress> = Api::all(cluster.client.clone());
-        let ours = ListParams::default().labels(&names::ours_with(&settings.namespace, names::APP));
-        let there = call(DOING, || all.list(&ours)).await?.items;
-        let secured: Vec<Secured> =
-            routes.iter().map(|(.., routes)| self.secured(&settings.issuing, routes.iter().map(Route::host))).collect();
+    /// Of applications, and of the API; all that there should be.
+    async fn write_all_secrets(
+        &self,
+        cluster: &Cluster,
+        routes: &Routes,
+        secured: &[Secured],
+    ) -> Result<BTreeSet<Place>, Error> {
         let mut kept = BTreeSet::new();
-        for ((namespace, ..), secured) in routes.iter().zip(&secured) {
+        for ((namespace, ..), secured) in routes.iter().zip(secured) {
             self.write_secrets(cluster, namespace.as_str(), &secured.secrets).await?;
             kept.extend(secured.secrets.keys().map(|name| (namespace.to_string(), name.clone())));
         }
+        let api = self.secured_api(cluster);
+        self.write_secrets(cluster, &cluster.settings.namespace, &api.secrets).await?;
+        Ok(kept)
+    }
+
+    async fn write(
+        &self,
+        cluster: &Cluster,
+        routes: &Routes,
+        secured: Vec<Secured>,
+        kept: BTreeSet<Place>,
+    ) -> Result<(), Error> {
+        let settings = &cluster.settings;
+        let all: Api<Ingress> = Api::all(cluster.client.clone());
+        let ours = ListParams::default().labels(&names::ours_with(&settings.namespace, names::APP));
+        let there = call(DOING, || all.list(&ours)).await?.items;
         for place in there.iter().flat_map(secrets_of).filter(|place| !kept.contains(place)) {
             self.delete_secret(cluster, &place).await?;
         }
         for ((namespace, app, routes), secured) in routes.iter().zip(secured) {
+            let class = settings.ingress_class.as_deref();
             let wanted = ingress(&settings.namespace, namespace, app, class, routes, secured.tls);
-            write_ingress(cluster, namespace, app, wanted, &settings.issuing, &there).await?;
+            write_ingress(cluster, namespace, app, wanted, &there).await?;
         }
         for ingress in there {
             let (namespace, name) = (ingress.namespace().unwrap_or_default(), ingress.name_any());
@@ -125,14 +157,12 @@ impl Facade {
 
     /// The ingress of the API is of the installation; what it says of TLS is the daemon's, unless another issues.
     async fn secure_api(&self, cluster: &Cluster) -> Result<(), Error> {
-        let settings = &cluster.settings;
-        let Some(host) = &settings.api_host else { return Ok(()) };
-        let namespace = settings.namespace.as_str();
-        let is_ours = settings.issuing == Issuing::Daemon && settings.ingress_class.is_some();
-        let hosts = Some(host.as_str()).filter(|_| is_ours);
-        let secured = self.secured(&settings.issuing, hosts);
-        self.write_secrets(cluster, namespace, &secured.secrets).await?;
-        if is_ours {
+        let namespace = cluster.settings.namespace.as_str();
+        if cluster.settings.api_host.is_none() {
+            return Ok(());
+        }
+        let secured = self.secured_api(cluster);
+        if has_api_ingress(cluster) {
             let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), namespace);
             let ours = ListParams::default().labels(&format!("{}={namespace}", names::SYSTEM));
             let there = call(DOING, || ingresses.list(&ours)).await?.items;
@@ -156,19 +186,24 @@ impl Facade {
         Ok(())
     }
 
+    fn secured_api(&self, cluster: &Cluster) -> Secured {
+        let host = cluster.settings.api_host.as_deref().filter(|_| has_api_ingress(cluster));
+        self.secured(&cluster.settings.issuing, host)
+    }
+
     fn secured<'a>(&self, issuing: &Issuing, hosts: impl IntoIterator<Item = &'a str>) -> Secured {
         // Two routes may be of one host.
         let hosts: BTreeSet<&str> = hosts.into_iter().collect();
         let mut of_secret: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         let mut secrets = BTreeMap::new();
-        let known = lock(&self.certificates);
+        let presented = lock(&self.presented);
         for host in hosts {
             if let Issuing::ClusterIssuer(_) = issuing {
                 of_secret.entry(names::issued_certificate(host)).or_default().push(host);
-            } else if let Some(certificate) = find(&known, host) {
-                let name = names::certificate(&certificate.name);
+            } else if let Some(known) = find(&presented.certificates, host) {
+                let name = names::certificate(&known.certificate.name);
                 of_secret.entry(name.clone()).or_default().push(host);
-                secrets.insert(name, certificate.clone());
+                secrets.insert(name, Arc::clone(known));
             }
         }
         let entry = |(secret, hosts)| json!({ "hosts": hosts, "secretName": secret });
@@ -180,13 +215,12 @@ impl Facade {
         &self,
         cluster: &Cluster,
         namespace: &str,
-        wanted: &BTreeMap<String, HostCertificate>,
+        wanted: &BTreeMap<String, Arc<Known>>,
     ) -> Result<(), Error> {
         let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
-        for (name, certificate) in wanted {
-            let place = (namespace.to_owned(), name.clone());
-            let made_of = Digest::of(format!("{}\n{}", certificate.chain, certificate.key).as_bytes());
-            let is_believed = |(before, at): &(Digest, Instant)| *before == made_of && at.elapsed() < SEEN;
+        for (name, known) in wanted {
+            let (Known { certificate, digest }, place) = (&**known, (namespace.to_owned(), name.clone()));
+            let is_believed = |(before, at): &(Digest, Instant)| before == digest && at.elapsed() < SEEN;
             if lock(&self.written).get(&place).is_some_and(is_believed) {
                 continue;
             }
@@ -194,7 +228,7 @@ impl Facade {
             let force = PatchParams::apply(names::MANAGER).force();
             let secret = Patch::Apply(secret(&cluster.settings.namespace, name, certificate));
             call(&doing, || secrets.patch(name, &force, &secret)).await?;
-            lock(&self.written).insert(place, (made_of, Instant::now()));
+            lock(&self.written).insert(place, (*digest, Instant::now()));
         }
         Ok(())
     }
@@ -210,8 +244,20 @@ impl Facade {
     }
 }
 
+impl Known {
+    fn of(certificate: HostCertificate) -> Self {
+        let digest = Digest::of(format!("{}\n{}", certificate.chain, certificate.key).as_bytes());
+        Self { certificate, digest }
+    }
+}
+
+/// Whether the API has an ingress that says of TLS what the daemon wants.
+fn has_api_ingress(cluster: &Cluster) -> bool {
+    cluster.settings.issuing == Issuing::Daemon && cluster.settings.ingress_class.is_some()
+}
+
 /// The one of the host itself, or of all names that are where it is.
-fn find<'a>(known: &'a BTreeMap<String, HostCertificate>, host: &str) -> Option<&'a HostCertificate> {
+fn find<'a>(known: &'a BTreeMap<String, Arc<Known>>, host: &str) -> Option<&'a Arc<Known>> {
     known.get(host).or_else(|| known.get(&format!("*.{}", host.split_once('.')?.1)))
 }
 
@@ -241,11 +287,10 @@ async fn write_ingress(
     namespace: &Namespace,
     app: &AppName,
     mut wanted: Value,
-    issuing: &Issuing,
     there: &[Ingress],
 ) -> Result<(), Error> {
     let mut annotations = json!({});
-    if let Issuing::ClusterIssuer(issuer) = issuing {
+    if let Issuing::ClusterIssuer(issuer) = &cluster.settings.issuing {
         annotations[names::ISSUER] = json!(issuer);
     }
     let applied = Digest::of(json!([wanted, annotations]).to_string().as_bytes()).to_string();

@@ -32,7 +32,7 @@ pub use self::{
     detect::{Findings, NodePorts, detect},
     entrance::{assume, open},
     plan::{Manifest, plan},
-    provide::{Password, provide_keys, provide_password},
+    provide::{Password, provide_keys, provide_password, provide_settings},
     relay::{Pulls, RegistryRelay, Way},
     remove::{Fate, Inventory, inventory, remove, remove_unwanted},
     settle::{Draft, settle},
@@ -137,6 +137,9 @@ pub struct Wishes {
     /// Certificate authorities that builds trust, PEM
     #[arg(long, env = "EPINIOD_BUILD_CA_FILE", value_name = "FILE", help_heading = "Builds")]
     pub build_ca_file: Option<PathBuf>,
+    /// Settings of the daemon, TOML, with the files that they name beside them; kept as a secret
+    #[arg(long, env = "EPINIOD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Variable of the daemon, such as HTTPS_PROXY for builds; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable, help_heading = "Builds")]
     pub env: Vec<(String, String)>,
@@ -238,6 +241,9 @@ pub struct Installation {
     /// PEM; beside the others.
     #[serde(skip)]
     pub acme_ca: Option<String>,
+    /// A hash of the daemon's settings, where it has a file of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<String>,
 }
 
 impl Installation {
@@ -326,6 +332,8 @@ const DAEMON: &str = "epiniod";
 const ADMIN_SECRET: &str = "epiniod-admin";
 /// The secret with the keys of the bucket.
 const BUCKET_SECRET: &str = "epiniod-s3";
+/// The secret with the settings of the daemon and what they name.
+const SETTINGS_SECRET: &str = "epiniod-settings";
 /// The config map with certificate authorities, and where the daemon's pod has it.
 const TRUST: &str = "epiniod-trust";
 const TRUST_FOLDER: &str = "/etc/epiniod/trust";

@@ -249,7 +249,7 @@ fn authorities(installation: &Installation) -> BTreeMap<&'static str, &str> {
 
 /// What a pod does not notice by itself.
 fn surroundings(installation: &Installation) -> String {
-    let all = json!([authorities(installation), installation.environment]);
+    let all = json!([authorities(installation), installation.environment, installation.settings]);
     Digest::of(all.to_string().as_bytes()).hex()[..16].to_owned()
 }
 
@@ -276,6 +276,7 @@ fn args(installation: &Installation) -> Value {
     args.push(format!("--system-domain={}", installation.system_domain));
     let bucket = installation.bucket.as_ref();
     let more = [
+        ("--config", installation.settings.as_ref().map(|_| "/etc/epiniod/settings/config.toml".to_owned())),
         ("--ingress-class", installation.ingress_class()),
         ("--debian-mirror", installation.debian_mirror.clone()),
         ("--debian-security-mirror", installation.debian_security_mirror.clone()),
@@ -355,6 +356,7 @@ mod tests {
             bucket_ca: None,
             certificates: Certificates::default(),
             acme_ca: None,
+            settings: None,
         }
     }
 

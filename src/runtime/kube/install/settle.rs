@@ -3,11 +3,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
+use serde_json::json;
+
 use super::{
     Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes,
     certificates, relay, replicas,
 };
-use crate::model::Route;
+use crate::model::{Digest, Route};
 
 /// An installation whose entrance may have to be opened first, for its domain to be known.
 #[derive(Debug, Clone)]
@@ -82,12 +84,20 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
         bucket_ca: authorities(wishes.s3_ca_file.as_deref(), "--s3-ca-file")?.or_else(|| before?.bucket_ca.clone()),
         certificates,
         acme_ca: authorities(wishes.acme_ca_file.as_deref(), "--acme-ca-file")?.or_else(|| before?.acme_ca.clone()),
+        settings: before.and_then(|before| before.settings.clone()),
     };
     replicas::check(&installation)?;
     Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
 }
 
 impl Draft {
+    /// The same with these settings of the daemon, in place of those of before.
+    pub fn with_settings(mut self, files: Option<&BTreeMap<String, Vec<u8>>>) -> Self {
+        let hash = |files| Digest::of(json!(files).to_string().as_bytes()).hex()[..16].to_owned();
+        self.installation.settings = files.map(hash).or(self.installation.settings);
+        self
+    }
+
     /// The installation where there is no cluster to ask for an address.
     pub fn without_cluster(mut self) -> Result<Installation, Error> {
         if let (true, Some(address)) = (self.installation.system_domain.is_empty(), self.address) {
