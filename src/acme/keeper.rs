@@ -219,7 +219,9 @@ impl Keeper {
         // What did not do may do another way; at first at once, as a port may be closed for good.
         let way = if attempts % 2 == 0 || self.front.is_some() { Way::Http } else { Way::Tls };
         let issued = match self.ask_each(&mut kept, way).await {
-            Err(Failure::Names(_)) if attempts == 0 && self.front.is_none() => self.ask_each(&mut kept, Way::Tls).await?,
+            Err(Failure::Names(_)) if attempts == 0 && self.front.is_none() => {
+                self.ask_each(&mut kept, Way::Tls).await?
+            }
             outcome => outcome?,
         };
         kept.value.issued = Some(issued.clone());

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 
 use super::{
     InCluster, Target,
+    ca::is_of_a_stranger,
     client::Client,
     error::{self, Error},
     settings::{self, Settings},
@@ -117,7 +118,7 @@ impl Install {
         let (Password::New(text) | Password::Kept(text)) = password;
         login.set_password(text);
         let login = login.at(&url);
-        match reach(&login).await {
+        match reach(&login, installation).await {
             Ok(()) => {}
             Err(Error::Api { status: 401, .. }) => ui.say(
                 "note: the daemon does not take the password of secret epiniod-admin: somebody changed it there or here",
@@ -266,8 +267,9 @@ fn warn(ui: &Ui, installation: &Installation, found: &Findings) {
     }
 }
 
-/// Whether the API takes this login, from here.
-async fn reach(login: &Settings) -> Result<(), Error> {
+/// Whether the API takes this login, from here. A certificate that the daemon asks for may be there in a moment; when others
+/// have one is theirs.
+async fn reach(login: &Settings, installation: &Installation) -> Result<(), Error> {
     let until = Instant::now() + REACHED;
     loop {
         let asked = tokio::time::timeout(REACHED, async { Client::new(login.clone())?.get("/api/v1/me").await }).await;
@@ -276,6 +278,7 @@ async fn reach(login: &Settings) -> Result<(), Error> {
         match asked {
             Ok(_) => return Ok(()),
             Err(error @ Error::Api { status: 401, .. }) => return Err(error),
+            Err(error) if is_of_a_stranger(&error) && !installation.asks_for_certificates() => return Err(error),
             Err(error) if Instant::now() >= until => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
         }
@@ -289,7 +292,13 @@ fn unreached(ui: &Ui, installation: &Installation, found: &Findings, error: &Err
         "warning: the daemon is ready, but this machine does not reach it: {}",
         crate::telemetry::chain(error)
     ));
-    if found.distribution.is_on_a_desktop() {
+    if is_of_a_stranger(error) {
+        let who = if installation.asks_for_certificates() { "the daemon" } else { "cert-manager" };
+        ui.say(&format!(
+            "  {who} has no certificate for it yet, or of nobody whom this machine trusts; 'kubectl -n {namespace} logs \
+             deployment/epiniod' and 'epiniod routes' tell what hinders one"
+        ));
+    } else if found.distribution.is_on_a_desktop() {
         ui.say(
             "  the nodes of this cluster are containers or a virtual machine, whose addresses a browser outside of it \
              often cannot reach. Publish port 80 of the cluster when it is made (kind: extraPortMappings; k3d: --port \
@@ -297,7 +306,7 @@ fn unreached(ui: &Ui, installation: &Installation, found: &Findings, error: &Err
         );
     } else {
         ui.say(&format!(
-            "  does epinio.{domain} resolve here, and may this machine speak to port 80 of that address? Networks of \
+            "  does epinio.{domain} resolve here, and may this machine speak to ports 80 and 443 of that address? Networks of \
              virtual machines and clouds often forbid it; another address is set by --address or --system-domain"
         ));
     }

@@ -253,7 +253,10 @@ async fn certificates(
         None => return Ok(None),
     };
     if let Some(authority) = &authority {
-        tracing::info!(fingerprint = authority.fingerprint().hex(), "certificates are signed by an authority of our own");
+        tracing::info!(
+            fingerprint = authority.fingerprint().hex(),
+            "certificates are signed by an authority of our own"
+        );
     }
     let (api, routes) = (api_host(config), apps.route_table());
     let own = api.clone();

@@ -54,8 +54,8 @@ use self::{
 };
 pub use self::{ingress::Issuing, step::run_role, traffic::Traffic};
 use super::{
-    Command, Error, Front, HostCertificate, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, Session, StepOutcome, Volumes,
-    Workload, WorkloadStatus,
+    Command, Error, Front, HostCertificate, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime,
+    Session, StepOutcome, Volumes, Workload, WorkloadStatus,
 };
 use crate::{
     blob::SharedBlobs,

@@ -31,7 +31,8 @@ pub(super) async fn lead(cluster: &Cluster, class: &str, hosts: &BTreeSet<String
     for host in hosts {
         let name = names::challenge(host);
         if !there.contains(&name) {
-            let (force, ingress) = (PatchParams::apply(names::MANAGER).force(), Patch::Apply(ingress(system, class, host)));
+            let (force, ingress) =
+                (PatchParams::apply(names::MANAGER).force(), Patch::Apply(ingress(system, class, host)));
             call(doing, || ingresses.patch(&name, &force, &ingress)).await?;
         }
     }

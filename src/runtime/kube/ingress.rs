@@ -96,9 +96,11 @@ impl Facade {
     pub async fn expose(&self, cluster: &Cluster, routes: Routes) -> Result<(), Error> {
         let round = lock(&self.presented).round;
         let issuing = &cluster.settings.issuing;
-        let secured: Vec<_> = routes.iter().map(|(.., own)| self.secured(issuing, own.iter().map(Route::host))).collect();
+        let secured: Vec<_> =
+            routes.iter().map(|(.., own)| self.secured(issuing, own.iter().map(Route::host))).collect();
         let kept = self.write_all_secrets(cluster, &routes, &secured).await?;
-        let is_seen = |(at, before, of): &(Instant, Routes, u64)| at.elapsed() < SEEN && *before == routes && *of == round;
+        let is_seen =
+            |(at, before, of): &(Instant, Routes, u64)| at.elapsed() < SEEN && *before == routes && *of == round;
         if lock(&self.exposed).as_ref().is_some_and(is_seen) {
             return Ok(());
         }

@@ -165,7 +165,10 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         ("http_port", flow(&container_port("http", 8080, 80, edge))),
         ("https_port", edge.map(|_| item(8, &container_port("https", TLS_PORT, 443, edge))).unwrap_or_default()),
         ("https_service_port", edge.map(|_| item(2, &https_service_port())).unwrap_or_default()),
-        ("https_policy_port", edge.map(|_| item(4, &json!({ "protocol": "TCP", "port": TLS_PORT }))).unwrap_or_default()),
+        (
+            "https_policy_port",
+            edge.map(|_| item(4, &json!({ "protocol": "TCP", "port": TLS_PORT }))).unwrap_or_default(),
+        ),
         ("data_volume", flow(&data_volume(installation))),
         ("authorities", json!(authorities(installation)).to_string()),
         ("ingress_class", text(&installation.ingress_class().unwrap_or_default())),
@@ -239,11 +242,8 @@ fn not_for_builds(installation: &Installation, family: Family) -> Vec<&str> {
 }
 
 fn authorities(installation: &Installation) -> BTreeMap<&'static str, &str> {
-    let all = [
-        (BUILD_CA, &installation.build_ca),
-        (BUCKET_CA, &installation.bucket_ca),
-        (ACME_CA, &installation.acme_ca),
-    ];
+    let all =
+        [(BUILD_CA, &installation.build_ca), (BUCKET_CA, &installation.bucket_ca), (ACME_CA, &installation.acme_ca)];
     all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))).collect()
 }
 
