@@ -43,8 +43,9 @@ fn routes_and_the_api_have_certificates_behind_traefik_and_at_the_own_edge() {
     wait_until("the authority is led to the daemon", SOON, || !site.challenges().is_empty());
     site.kill_daemon();
     site.push("shop", "static", &[]);
-    site.push("docs", "procfile", &["--route", "docs.example.test"]);
     site.wait_until_answers("shop.paas.test", PAGE);
+    place.kubectl(&["delete", "secret", "-n", "workspace", "epiniod-tls-shop.paas.test"]);
+    site.push("docs", "procfile", &["--route", "docs.example.test"]);
     site.wait_until_answers("docs.example.test", GREETING);
     site.wait_until_trusted("epinio.paas.test");
     wait_until("the order that was interrupted is ended", SOON, || {
@@ -56,12 +57,10 @@ fn routes_and_the_api_have_certificates_behind_traefik_and_at_the_own_edge() {
     let plain = request(&["--max-time", "10", "http://shop.paas.test/"]).expect("an answer");
     assert!(plain.status == 200 && plain.body.contains(PAGE), "Traefik is not told to redirect: {plain:?}");
 
-    assert_eq!(site.secrets("workspace"), ["epiniod-tls-docs.example.test", "epiniod-tls-shop.paas.test"]);
-    place.kubectl(&["delete", "secret", "-n", "workspace", "epiniod-tls-shop.paas.test"]);
     let broken = r#"{"data":{"tls.crt":"YnJva2Vu"}}"#;
     place.kubectl(&["patch", "secret", "-n", "workspace", "epiniod-tls-docs.example.test", "-p", broken]);
     wait_until("secrets are as they were", PUT_RIGHT, || {
-        site.secrets("workspace").len() == 2
+        site.secrets("workspace") == ["epiniod-tls-docs.example.test", "epiniod-tls-shop.paas.test"]
             && site.is_trusted("docs.example.test")
             && site.is_trusted("shop.paas.test")
     });
