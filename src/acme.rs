@@ -1,7 +1,8 @@
 //! Certificates for what the edge serves.
 //!
 //! For hosts of the public they come from authorities that speak ACME (RFC 8555). [`Keeper`] orders one as soon as a host
-//! is served, and the next one in time; the edge answers what an authority looks at. Everything is kept in the store.
+//! is served, and the next one in time; the edge answers what an authority looks at. Everything is kept in the store. Where
+//! an ingress controller is in front of the edge, it leads authorities here and gets the certificates.
 //!
 //! For everything else, and until a public one is there, an authority of our own signs them, for whoever trusts it: it is
 //! made at the first start, may sign for the system domain and this machine and for nothing else, and signs a certificate
@@ -22,7 +23,7 @@ mod plan;
 mod settings;
 
 pub use authority::Authority;
-pub use certificates::{Certificates, HostCheck, State};
+pub use certificates::{Certificates, HostCheck, Issuer, State};
 pub use challenges::{ALPN, Challenges};
 pub use keeper::{Hosts, Keeper};
 pub use settings::{Binding, Directory, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, Settings};

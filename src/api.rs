@@ -77,7 +77,7 @@ pub struct ApiState {
     pub runtime: SharedRuntime,
     pub urls: Urls,
     /// None without TLS.
-    pub certificates: Option<Arc<Certificates>>,
+    pub securing: Option<Securing>,
     /// Pushes that go on, whoever listens.
     pub pushes: TaskTracker,
     pub ending: Ending,
@@ -90,6 +90,26 @@ pub struct Ending {
     pub everything: CancellationToken,
     /// What has not ended by now does not end here.
     pub given_up: CancellationToken,
+}
+
+/// Who comes by the certificates that clients see.
+#[derive(Clone)]
+pub enum Securing {
+    Daemon(Arc<Certificates>),
+    /// cert-manager.
+    ClusterIssuer {
+        name: String,
+        api_host: String,
+    },
+}
+
+impl Securing {
+    fn api_host(&self) -> &str {
+        match self {
+            Self::Daemon(certificates) => certificates.api_host(),
+            Self::ClusterIssuer { api_host, .. } => api_host,
+        }
+    }
 }
 
 /// How routes are reached from outside.

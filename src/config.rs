@@ -4,6 +4,7 @@
 
 mod acme;
 mod authorities;
+mod bundle;
 mod client;
 mod edge;
 mod file;
@@ -21,6 +22,7 @@ use nix::unistd::Uid;
 
 pub use acme::AcmeFlags;
 pub use authorities::embedded_authorities;
+pub use bundle::Bundle;
 pub use client::{ClientSettings, client_settings_file};
 pub use file::{ConfigFile, Error};
 pub use kubernetes::{Kubernetes, KubernetesFlags};
@@ -164,7 +166,7 @@ impl Config {
         };
         let build_ca = flags.build_ca_file.or(file.build_ca_file);
         let s3 = flags.s3.or(file.s3).settings(&mut problems);
-        let acme = flags.acme.settings(file.acme, &system_domain, &mut problems).filter(|_| listen_tls.is_some());
+        let acme = flags.acme.settings(file.acme, &system_domain, &mut problems);
         let log =
             Log { filter: flags.log.or(file.log), format: flags.log_format.or(file.log_format).unwrap_or_default() };
         let checks = [
@@ -179,6 +181,8 @@ impl Config {
         ];
         problems.extend(checks.into_iter().flatten());
         let kubernetes = flags.kubernetes.settle(registry_listen, &mut problems);
+        let at_ingress = kubernetes.as_ref().filter(|kubernetes| kubernetes.is_behind_ingress());
+        let acme = acme.filter(|_| at_ingress.map_or(listen_tls.is_some(), |at| at.tls_issuer.is_none()));
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }

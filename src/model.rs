@@ -6,6 +6,7 @@
 mod app;
 mod builder;
 mod digest;
+mod domain;
 mod image;
 mod name;
 mod random;
@@ -17,6 +18,7 @@ mod time;
 pub use app::{App, AppChange, Origin, Restart};
 pub use builder::{Builder, BuilderName, ImagePlace, InvalidBuilder};
 pub use digest::{Digest, InvalidDigest};
+pub use domain::is_public_domain;
 pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
 pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, TokenName, UserName};
 pub use random::{hex, random, random_hex};

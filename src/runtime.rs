@@ -10,7 +10,12 @@ pub mod kube;
 pub mod local;
 mod visit;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -88,6 +93,27 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// What this runtime can and cannot do here, for `info`: `limits` = `cgroup2`, `none`, …
     fn properties(&self) -> BTreeMap<&'static str, String>;
+}
+
+/// Who takes the requests of clients in place of the daemon's own edge: an ingress controller.
+#[async_trait]
+pub trait Front: Send + Sync + 'static {
+    /// Has what an authority for certificates asks for under these hosts come to the daemon, and of no others.
+    async fn lead_challenges(&self, hosts: &BTreeSet<String>) -> Result<(), Error>;
+
+    /// These certificates are for clients from now on, each for the hosts that are served. Returns at once.
+    fn present(&self, certificates: Vec<HostCertificate>);
+}
+
+/// A certificate of the public, for whoever speaks TLS with clients.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostCertificate {
+    /// A host, or `*.DOMAIN`.
+    pub name: String,
+    /// PEM, with those that lead to one that clients know.
+    pub chain: String,
+    /// PEM.
+    pub key: String,
 }
 
 /// A shared runtime.

@@ -22,13 +22,15 @@ use super::{
     kept::{Issued, Kept, Trouble},
     plan,
 };
+use crate::runtime::HostCertificate;
 
 /// Whether something is served under a host: for nothing else a certificate is made.
 pub type HostCheck = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// The certificates of the edge.
 pub struct Certificates {
-    authority: Authority,
+    /// None where the edge does not speak TLS: who is in front of it has certificates of the public, or its own.
+    authority: Option<Authority>,
     /// What a client gets that names no host: those who connect to an address.
     nameless: String,
     is_served: HostCheck,
@@ -57,17 +59,26 @@ struct Public {
 /// What a client gets for a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
-    /// The URL of the directory that it is of; none is our own authority.
-    pub directory: Option<String>,
-    pub expires: Timestamp,
-    pub renewal: Timestamp,
+    pub issuer: Issuer,
+    /// When it ends, and when the next one is asked for.
+    pub times: Option<(Timestamp, Timestamp)>,
     /// Why there is none of the public, or no new one, and when it is tried again.
     pub trouble: Option<(String, Timestamp)>,
 }
 
+/// Whose a certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Issuer {
+    /// Of the authority with this directory.
+    Public(String),
+    Own,
+    /// There is none yet: who is in front of the edge shows one of its own.
+    Front,
+}
+
 impl Certificates {
     /// `api` is the host of the API.
-    pub fn new(authority: Authority, api: String, is_served: HostCheck) -> Arc<Self> {
+    pub fn new(authority: Option<Authority>, api: String, is_served: HostCheck) -> Arc<Self> {
         Arc::new(Self {
             authority,
             nameless: api,
@@ -78,8 +89,8 @@ impl Certificates {
         })
     }
 
-    pub fn authority(&self) -> &Authority {
-        &self.authority
+    pub fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
     }
 
     /// The host of the API, whose certificate whoever gets that names none.
@@ -118,18 +129,32 @@ impl Certificates {
         self.known.store(Arc::new(new));
     }
 
+    /// Those of the public.
+    pub(super) fn public(&self) -> Vec<HostCertificate> {
+        let known = self.known.load();
+        let one = |(name, Public { issued, .. }): (&String, &Public)| HostCertificate {
+            name: name.clone(),
+            chain: issued.chain.clone(),
+            key: issued.key.clone(),
+        };
+        known.public.iter().map(one).collect()
+    }
+
     /// What a client gets for a host; signs what has to be signed for that.
     pub fn state(&self, host: &str) -> Option<State> {
         let known = self.known.load();
         let trouble = known.find(&known.trouble, host).map(|trouble| (trouble.cause.clone(), trouble.next));
         if let Some(Public { issued, .. }) = known.find(&known.public, host) {
-            let (directory, expires, renewal) = (Some(issued.directory.clone()), issued.not_after, issued.renewal);
-            return Some(State { directory, expires, renewal, trouble });
+            let issuer = Issuer::Public(issued.directory.clone());
+            return Some(State { issuer, times: Some((issued.not_after, issued.renewal)), trouble });
+        }
+        if self.authority.is_none() {
+            return Some(State { issuer: Issuer::Front, times: None, trouble });
         }
         self.find(Some(host))?;
         let signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, renewal) = signed.get(host)?;
-        Some(State { directory: None, expires: *renewal + Authority::grace(), renewal: *renewal, trouble })
+        Some(State { issuer: Issuer::Own, times: Some((*renewal + Authority::grace(), *renewal)), trouble })
     }
 
     /// The certificate for a host; none for one that nothing is served under.
@@ -139,6 +164,7 @@ impl Certificates {
         if let Some(public) = known.find(&known.public, &host) {
             return Some(Arc::clone(&public.key));
         }
+        let authority = self.authority.as_ref()?;
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((key, renewal)) = signed.get(&host)
             && Timestamp::now() < *renewal
@@ -151,7 +177,7 @@ impl Certificates {
         // Of hosts that are not served any more nothing is kept.
         signed.retain(|host, _| (self.is_served)(host));
         let addresses: &[IpAddr] = if host == self.nameless { &LOOPBACK } else { &[] };
-        match self.authority.sign(std::slice::from_ref(&host), addresses) {
+        match authority.sign(std::slice::from_ref(&host), addresses) {
             Ok((key, renewal)) => {
                 signed.insert(host, (Arc::clone(&key), renewal));
                 Some(key)

@@ -12,6 +12,8 @@ pub(super) enum Failure {
     Names(Vec<(String, String)>),
     /// The authority did not answer, or not as one.
     Away(String),
+    /// Who is in front of the edge cannot be told that an authority is coming.
+    Front(String),
     /// It wants no more of us for now.
     Limited { cause: String, until: Option<Timestamp> },
     /// It does not know the account, or does not want it.
@@ -84,6 +86,7 @@ impl Failure {
             Self::Limited { cause, until } => Self::Limited { cause: add(cause), until },
             Self::Account(cause) => Self::Account(add(cause)),
             Self::Refused(cause) => Self::Refused(add(cause)),
+            Self::Front(cause) => Self::Front(cause),
             Self::Here(error) => Self::Here(error),
         }
     }

@@ -1,6 +1,10 @@
 //! Whether a host leads to this edge. An authority counts what fails against us; what cannot succeed is not asked for.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Challenges, challenges::Given};
 use crate::model::random_hex;
@@ -9,14 +13,16 @@ use crate::model::random_hex;
 const LOOKUP: Duration = Duration::from_secs(12);
 /// For an answer of whoever serves the host.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
 const HTTP: u16 = 80;
 
 /// Why it does not lead here. Where that cannot be said it may: from inside of a network its own address often does
-/// not answer.
-pub(super) async fn check(host: &str, challenges: &Arc<Challenges>) -> Result<(), String> {
+/// not answer. Who is in front may take some time to learn of the host: `patience` is how long it is asked.
+pub(super) async fn check(host: &str, challenges: &Arc<Challenges>, patience: Duration) -> Result<(), String> {
     let addresses = resolve(host).await?;
     let token = random_hex::<16>();
-    let given = challenges.give_text(&token, token.clone());
+    let _given = challenges.give_text(&token, token.clone());
     let url = format!("http://{host}{}", Given::path_of(&token));
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -24,19 +30,26 @@ pub(super) async fn check(host: &str, challenges: &Arc<Challenges>) -> Result<()
         .redirect(reqwest::redirect::Policy::none())
         .build()
         .map_err(|error| error.to_string())?;
-    let answer = match client.get(url).send().await {
-        Ok(answer) => answer.text().await.unwrap_or_default(),
-        Err(error) => {
-            tracing::debug!(host, error = %crate::telemetry::chain(&error), "the host does not answer from here");
-            return Ok(());
+    let until = Instant::now() + patience;
+    let answer = loop {
+        let answer = match client.get(&url).send().await {
+            Ok(answer) => Some(answer.text().await.unwrap_or_default()),
+            Err(error) => {
+                tracing::debug!(host, error = %crate::telemetry::chain(&error), "the host does not answer from here");
+                None
+            }
+        };
+        if answer.as_ref() == Some(&token) || Instant::now() >= until {
+            break answer;
         }
+        tokio::time::sleep(PAUSE).await;
     };
-    drop(given);
-    if answer == token {
+    if answer.is_none_or(|answer| answer == token) {
         return Ok(());
     }
     let list = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
-    Err(format!("{host} leads to {list}, where another server answers; let its DNS record lead to this machine"))
+    let here = if patience.is_zero() { "this machine" } else { "this cluster's ingress controller" };
+    Err(format!("{host} leads to {list}, where another server answers; let its DNS record lead to {here}"))
 }
 
 async fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {

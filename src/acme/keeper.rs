@@ -1,7 +1,9 @@
 //! Sees to it that there are certificates: for new hosts at once, for old ones in time, and never in a loop.
 //!
 //! It looks at what is wanted and at what is there, and does what is due. What fails is tried again later, and later still;
-//! when is kept with why, so that a daemon that starts again and again asks nobody more often for it.
+//! when is kept with why, so that a daemon that starts again and again asks nobody more often for it. Behind an ingress
+//! controller a host is led here for as long as its order is under way, and only the way without TLS is: who speaks TLS
+//! there is the controller.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -24,6 +26,7 @@ use super::{
 };
 use crate::{
     model::random,
+    runtime::{self, Front},
     store::{self, Objects, Stored},
 };
 
@@ -39,6 +42,10 @@ pub struct Keeper {
     hosts: Hosts,
     certificates: Arc<Certificates>,
     challenges: Arc<Challenges>,
+    /// Who speaks with clients in place of the edge, if somebody does.
+    front: Option<Arc<dyn Front>>,
+    /// Hosts that an authority looks at by way of who is in front.
+    led: tokio::sync::Mutex<BTreeSet<String>>,
     kept: Mutex<Vec<Stored<Kept>>>,
     clients: tokio::sync::Mutex<HashMap<String, Client>>,
     /// Authorities that are not to be asked before a time.
@@ -57,6 +64,8 @@ const AWAY: SignedDuration = SignedDuration::from_mins(5);
 const PAUSES: [i64; 7] = [60, 300, 900, 3600, 2 * 3600, 6 * 3600, 12 * 3600];
 /// The same where no authority was asked, or none answered.
 const SHORT_PAUSES: [i64; 6] = [10, 30, 60, 120, 300, 600];
+/// How long an ingress controller may take until it leads a host here.
+const LEARNING: Duration = Duration::from_secs(30);
 /// Bounds for how often an authority is asked when to renew, in seconds.
 const LOOKS: std::ops::RangeInclusive<i64> = 60..=86_400;
 
@@ -69,6 +78,7 @@ impl Keeper {
         hosts: Hosts,
         certificates: Arc<Certificates>,
         challenges: Arc<Challenges>,
+        front: Option<Arc<dyn Front>>,
     ) -> Result<Arc<Self>, Error> {
         let mut kept = objects.list::<Kept>(None).await?;
         // Much may have happened meanwhile, and somebody may have mended something.
@@ -84,6 +94,8 @@ impl Keeper {
             hosts,
             certificates,
             challenges,
+            front,
+            led: tokio::sync::Mutex::default(),
             kept: Mutex::new(kept),
             clients: tokio::sync::Mutex::default(),
             closed: Mutex::default(),
@@ -99,7 +111,7 @@ impl Keeper {
         let mut busy: HashMap<tokio::task::Id, Vec<String>> = HashMap::new();
         tokio::select! {
             () = stop.cancelled() => return,
-            () = self.look() => {}
+            () = self.begin() => {}
         }
         loop {
             let (plan, look) = self.plan(&busy);
@@ -127,6 +139,22 @@ impl Keeper {
         }
     }
 
+    /// What a daemon before left in front goes: it is made again for the orders that are gone on with.
+    async fn begin(&self) {
+        if let Err(error) = self.lead(|_| {}).await {
+            tracing::warn!(error = %crate::telemetry::chain(&error), "what led to a daemon before may still be there");
+        }
+        self.look().await;
+    }
+
+    /// Changes which hosts are led here from who is in front.
+    async fn lead(&self, change: impl FnOnce(&mut BTreeSet<String>)) -> Result<(), runtime::Error> {
+        let Some(front) = &self.front else { return Ok(()) };
+        let mut led = self.led.lock().await;
+        change(&mut led);
+        front.lead_challenges(&led).await
+    }
+
     fn plan(&self, busy: &HashMap<tokio::task::Id, Vec<String>>) -> (Plan, Duration) {
         let (wanted, now) = (self.wanted(), Timestamp::now());
         let busy: HashSet<String> = busy.values().flatten().cloned().collect();
@@ -148,7 +176,15 @@ impl Keeper {
     async fn order(&self, names: Vec<String>) {
         let Ok(_place) = self.at_once.acquire().await else { return };
         let started = std::time::Instant::now();
-        let outcome = self.obtain(&names).await;
+        // A name with a wildcard is shown by DNS.
+        let hosts: Vec<_> = names.iter().filter(|name| !name.starts_with("*.")).cloned().collect();
+        let outcome = match self.lead(|led| led.extend(hosts.iter().cloned())).await {
+            Ok(()) => self.obtain(&names).await,
+            Err(error) => Err(Failure::Front(crate::telemetry::chain(&error))),
+        };
+        if let Err(error) = self.lead(|led| led.retain(|host| !hosts.contains(host))).await {
+            tracing::warn!(error = %crate::telemetry::chain(&error), "hosts are still led here, until the next order");
+        }
         let listed = names.join(", ");
         match outcome {
             Ok(issued) => {
@@ -162,7 +198,7 @@ impl Keeper {
                 }
             }
             Err(Failure::Limited { cause, until }) => self.trouble(names, &cause, &PAUSES, until).await,
-            Err(Failure::Away(cause)) => self.trouble(names, &cause, &SHORT_PAUSES, None).await,
+            Err(Failure::Away(cause) | Failure::Front(cause)) => self.trouble(names, &cause, &SHORT_PAUSES, None).await,
             Err(Failure::Account(cause) | Failure::Refused(cause)) => self.trouble(names, &cause, &PAUSES, None).await,
             Err(Failure::Here(error)) => {
                 self.trouble(names, &crate::telemetry::chain(&error), &SHORT_PAUSES, None).await;
@@ -181,9 +217,11 @@ impl Keeper {
         let mut kept = self.record(names).await?;
         let attempts = kept.value.trouble.as_ref().map_or(0, |trouble| trouble.attempts);
         // What did not do may do another way; at first at once, as a port may be closed for good.
-        let way = if attempts % 2 == 0 { Way::Http } else { Way::Tls };
+        let way = if attempts % 2 == 0 || self.front.is_some() { Way::Http } else { Way::Tls };
         let issued = match self.ask_each(&mut kept, way).await {
-            Err(Failure::Names(_)) if attempts == 0 => self.ask_each(&mut kept, Way::Tls).await?,
+            Err(Failure::Names(_)) if attempts == 0 && self.front.is_none() => {
+                self.ask_each(&mut kept, Way::Tls).await?
+            }
             outcome => outcome?,
         };
         kept.value.issued = Some(issued.clone());
@@ -199,8 +237,9 @@ impl Keeper {
     /// Those that lead elsewhere are not asked for.
     async fn are_here(&self, names: &[String]) -> Result<(), Failure> {
         let mut elsewhere = Vec::new();
+        let patience = if self.front.is_some() { LEARNING } else { Duration::ZERO };
         for name in names.iter().filter(|name| !name.starts_with("*.")) {
-            if let Err(why) = here::check(name, &self.challenges).await {
+            if let Err(why) = here::check(name, &self.challenges, patience).await {
                 elsewhere.push((name.clone(), why));
             }
         }
@@ -383,9 +422,12 @@ impl Keeper {
         }
     }
 
-    /// Hands what there is to the edge. Connections that are open keep what they have.
+    /// Hands what there is to the edge, and to who is in front of it. Connections that are open keep what they have.
     fn serve(&self) {
         self.certificates.serve(&self.values());
+        if let Some(front) = &self.front {
+            front.present(self.certificates.public());
+        }
     }
 }
 

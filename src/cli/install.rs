@@ -1,6 +1,7 @@
 //! `epiniod install`: this program as the daemon of a Kubernetes cluster.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use clap::{Args, ValueEnum};
 
 use super::{
     InCluster, Target,
+    ca::is_of_a_stranger,
     client::Client,
     error::{self, Error},
     settings::{self, Settings},
@@ -17,6 +19,7 @@ use super::{
 };
 use crate::{
     auth,
+    config::Bundle,
     daemon::own_image,
     model::Namespace,
     runtime::kube::install::{
@@ -70,14 +73,15 @@ enum Printed {
 }
 
 impl Install {
-    pub async fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
+    pub async fn run(mut self, ui: &Ui) -> Result<ExitCode, Error> {
+        let settings = settings_of(&mut self.wishes)?;
         let cluster = self.cluster.connect().await?;
         ui.say(&format!("looking at the cluster of {}", cluster.address));
         let found = install::detect(&cluster, &self.wishes.namespace).await?;
         for (name, text) in found.report() {
             ui.say(&format!("  {name:14} {text}"));
         }
-        let draft = install::settle(&self.wishes, &own_image::name(), Some(&found))?;
+        let draft = install::settle(&self.wishes, &own_image::name(), Some(&found))?.with_settings(settings.as_ref());
         if self.output == Printed::Yaml {
             print_manifests(&install::assume(draft, &found)?);
             return Ok(ExitCode::from(error::OK));
@@ -90,7 +94,7 @@ impl Install {
             install::open(&cluster, draft, &found, |text| waiting.tell(text)).await?
         };
         warn(ui, &installation, &found);
-        let password = apply(ui, &cluster, &installation).await?;
+        let password = apply(ui, &cluster, &installation, settings.as_ref()).await?;
         {
             let waiting = ui.waiting();
             let within = Duration::from_secs(self.timeout);
@@ -114,7 +118,7 @@ impl Install {
         let (Password::New(text) | Password::Kept(text)) = password;
         login.set_password(text);
         let login = login.at(&url);
-        match reach(&login).await {
+        match reach(&login, installation).await {
             Ok(()) => {}
             Err(Error::Api { status: 401, .. }) => ui.say(
                 "note: the daemon does not take the password of secret epiniod-admin: somebody changed it there or here",
@@ -158,6 +162,14 @@ impl Install {
     }
 }
 
+/// The daemon's settings and what they name; whom they ask for certificates is as if a flag said it.
+pub(super) fn settings_of(wishes: &mut Wishes) -> Result<Option<BTreeMap<String, Vec<u8>>>, Error> {
+    let Some(path) = &wishes.config else { return Ok(None) };
+    let Bundle { files, acme_directory } = Bundle::read(path)?;
+    wishes.acme_directory = wishes.acme_directory.take().or(acme_directory);
+    Ok(Some(files))
+}
+
 /// The manifests as one stream of YAML.
 pub(super) fn print_manifests(installation: &Installation) {
     let texts: Vec<String> = install::plan(installation).into_iter().map(|manifest| manifest.text).collect();
@@ -172,7 +184,12 @@ async fn dry_run(cluster: &Connection, installation: &Installation) -> Result<Ex
 }
 
 /// Everything, the password before the daemon that is to have it.
-async fn apply(ui: &Ui, cluster: &Connection, installation: &Installation) -> Result<Password, Error> {
+async fn apply(
+    ui: &Ui,
+    cluster: &Connection,
+    installation: &Installation,
+    settings: Option<&BTreeMap<String, Vec<u8>>>,
+) -> Result<Password, Error> {
     let waiting = ui.waiting();
     let tell = |title: &str| waiting.pass(&format!("applying {title}"));
     let manifests = install::plan(installation);
@@ -181,6 +198,9 @@ async fn apply(ui: &Ui, cluster: &Connection, installation: &Installation) -> Re
     let mut changes = install::apply(cluster, &namespaces, Mode::Apply, tell).await?;
     if installation.bucket.is_some() {
         install::provide_keys(cluster, installation, keys()).await?;
+    }
+    if let Some(files) = settings {
+        install::provide_settings(cluster, installation, files).await?;
     }
     let password = install::provide_password(cluster, installation, auth::new_password()).await?;
     changes.extend(install::apply(cluster, &others, Mode::Apply, tell).await?);
@@ -207,10 +227,18 @@ fn warn(ui: &Ui, installation: &Installation, found: &Findings) {
         Entrance::Class(class) => ui.say(&format!("  entrance: ingress class {class}")),
         Entrance::Edge(Exposure::LoadBalancer) => ui.say("  entrance: the daemon's own edge, behind a load balancer"),
         Entrance::Edge(Exposure::HostPorts) => ui.say(&format!(
-            "  entrance: the daemon's own edge, on port 80 of node {}; for that the namespace has the Pod Security level privileged",
+            "  entrance: the daemon's own edge, on ports 80 and 443 of node {}; for that the namespace has the Pod Security level privileged",
             installation.node.as_deref().unwrap_or_default()
         )),
         Entrance::Traefik { image, .. } => ui.say(&format!("  entrance: Traefik ({image}), brought along")),
+    }
+    match &installation.certificates.issuer {
+        Some(issuer) => ui.say(&format!("  certificates: of cert-manager, by the ClusterIssuer {issuer}")),
+        None if installation.asks_for_certificates() => ui.say(&format!(
+            "  certificates: the daemon asks {}",
+            installation.certificates.directory.as_deref().unwrap_or("letsencrypt")
+        )),
+        None => ui.say("  certificates: none of the public; --acme-directory names whom to ask for them"),
     }
     ui.say(match (installation.pulls.by, &found.node_ports) {
         (Way::Relay, _) => "  registry: a relay on each node answers on its 127.0.0.1:30500",
@@ -239,8 +267,9 @@ fn warn(ui: &Ui, installation: &Installation, found: &Findings) {
     }
 }
 
-/// Whether the API takes this login, from here.
-async fn reach(login: &Settings) -> Result<(), Error> {
+/// Whether the API takes this login, from here. A certificate that the daemon asks for may be there in a moment; when others
+/// have one is theirs.
+async fn reach(login: &Settings, installation: &Installation) -> Result<(), Error> {
     let until = Instant::now() + REACHED;
     loop {
         let asked = tokio::time::timeout(REACHED, async { Client::new(login.clone())?.get("/api/v1/me").await }).await;
@@ -249,6 +278,7 @@ async fn reach(login: &Settings) -> Result<(), Error> {
         match asked {
             Ok(_) => return Ok(()),
             Err(error @ Error::Api { status: 401, .. }) => return Err(error),
+            Err(error) if is_of_a_stranger(&error) && !installation.asks_for_certificates() => return Err(error),
             Err(error) if Instant::now() >= until => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
         }
@@ -262,7 +292,13 @@ fn unreached(ui: &Ui, installation: &Installation, found: &Findings, error: &Err
         "warning: the daemon is ready, but this machine does not reach it: {}",
         crate::telemetry::chain(error)
     ));
-    if found.distribution.is_on_a_desktop() {
+    if is_of_a_stranger(error) {
+        let who = if installation.asks_for_certificates() { "the daemon" } else { "cert-manager" };
+        ui.say(&format!(
+            "  {who} has no certificate for it yet, or of nobody whom this machine trusts; 'kubectl -n {namespace} logs \
+             deployment/epiniod' and 'epiniod routes' tell what hinders one"
+        ));
+    } else if found.distribution.is_on_a_desktop() {
         ui.say(
             "  the nodes of this cluster are containers or a virtual machine, whose addresses a browser outside of it \
              often cannot reach. Publish port 80 of the cluster when it is made (kind: extraPortMappings; k3d: --port \
@@ -270,7 +306,7 @@ fn unreached(ui: &Ui, installation: &Installation, found: &Findings, error: &Err
         );
     } else {
         ui.say(&format!(
-            "  does epinio.{domain} resolve here, and may this machine speak to port 80 of that address? Networks of \
+            "  does epinio.{domain} resolve here, and may this machine speak to ports 80 and 443 of that address? Networks of \
              virtual machines and clouds often forbid it; another address is set by --address or --system-domain"
         ));
     }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     error::{self, Error},
-    install::print_manifests,
+    install::{print_manifests, settings_of},
     ui::Ui,
 };
 use crate::{
@@ -21,8 +21,10 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    pub fn run(self, ui: &Ui) -> Result<ExitCode, Error> {
-        let installation = install::settle(&self.wishes, &own_image::name(), None)?.without_cluster()?;
+    pub fn run(mut self, ui: &Ui) -> Result<ExitCode, Error> {
+        let settings = settings_of(&mut self.wishes)?;
+        let draft = install::settle(&self.wishes, &own_image::name(), None)?.with_settings(settings.as_ref());
+        let installation = draft.without_cluster()?;
         print_manifests(&installation);
         ui.say(&format!(
             "The password of the user 'admin' is no manifest. Make it before the daemon starts; otherwise it makes one and logs it once:\n  \
@@ -33,6 +35,14 @@ impl Manifests {
             ui.say(&format!(
                 "Neither are the keys of the bucket, without which it does not start:\n  kubectl -n {} create secret generic epiniod-s3 \\\n    --from-literal=AWS_ACCESS_KEY_ID=ID --from-literal=AWS_SECRET_ACCESS_KEY=SECRET",
                 installation.namespace
+            ));
+        }
+        if let Some(files) = settings {
+            let names: Vec<_> = files.keys().map(|name| format!("--from-file={name}=FILE")).collect();
+            ui.say(&format!(
+                "Nor are the settings of the daemon, and what they name:\n  kubectl -n {} create secret generic epiniod-settings {}",
+                installation.namespace,
+                names.join(" ")
             ));
         }
         Ok(ExitCode::from(error::OK))

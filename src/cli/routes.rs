@@ -38,9 +38,10 @@ fn row(line: &Value) -> Vec<String> {
         app => format!("{}/{app}", text(line, "/namespace")),
     };
     let instances = if line["app"] == "" { String::new() } else { line["instances"].to_string() };
-    let issuer = match text(line, "/certificate/issuer") {
-        issuer if issuer.is_empty() => "none".to_owned(),
-        issuer => format!("{}, {}", text(line, "/certificate/state"), host(&issuer)),
+    let issuer = match (text(line, "/certificate/state"), text(line, "/certificate/issuer")) {
+        (state, _) if state.is_empty() => "none".to_owned(),
+        (state, issuer) if issuer.is_empty() => state,
+        (state, issuer) => format!("{state}, {}", host(&issuer)),
     };
     let details = [text(line, "/certificate/message"), text(line, "/reason")];
     let details: Vec<_> = details.into_iter().filter(|part| !part.is_empty()).collect();

@@ -11,7 +11,10 @@ use base64::{Engine as _, prelude::BASE64_STANDARD, prelude::BASE64_URL_SAFE_NO_
 use toml::Table;
 
 use super::{absolute, check_ca, check_mirror, file::Section};
-use crate::acme::{Binding, Directory, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, Settings, dns};
+use crate::{
+    acme::{Binding, Directory, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, Settings, dns},
+    model::is_public_domain,
+};
 
 /// What flags and variables say of them.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -40,9 +43,6 @@ pub struct AcmeFile {
 
 /// What `--acme-directory` says for no directory.
 const OFF: &str = "off";
-const LOCALHOST: &str = "localhost";
-/// Services that have an address for each name with one in it.
-const MAGIC: [&str; 4] = ["sslip.io", "nip.io", "xip.io", "traefik.me"];
 /// How long an authority may take for an order, and servers of DNS for a record, in seconds.
 const PATIENCE: u64 = 120;
 const DNS_PATIENCE: u64 = 120;
@@ -67,10 +67,9 @@ impl AcmeFlags {
     /// None where certificates are of our own authority only.
     pub(super) fn settings(self, file: AcmeFile, domain: &str, problems: &mut Vec<String>) -> Option<Settings> {
         let flags = self.or(file.flags);
-        let is_public = domain != LOCALHOST && !MAGIC.iter().any(|magic| domain.ends_with(&format!(".{magic}")));
         let url = match flags.acme_directory.as_deref() {
             Some(OFF) => return None,
-            None if !is_public => return None,
+            None if !is_public_domain(domain) => return None,
             None => LETS_ENCRYPT.to_owned(),
             Some(named) => directory("acme_directory", named, problems),
         };

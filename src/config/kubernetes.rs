@@ -13,12 +13,20 @@ pub struct Kubernetes {
     pub advertise: Option<String>,
     /// The class of ingresses; none where the daemon's own edge routes.
     pub ingress_class: Option<String>,
+    /// The ClusterIssuer by which cert-manager comes by the certificates of ingresses; none where the daemon does.
+    pub tls_issuer: Option<String>,
 }
 
 impl Kubernetes {
     /// Whether the daemon is a pod of the cluster.
     pub fn is_inside(&self) -> bool {
         self.kubeconfig.is_none()
+    }
+
+    /// Whether an ingress controller is what clients of the daemon reach. Of a daemon outside of the cluster that is not
+    /// known: no service leads to it.
+    pub fn is_behind_ingress(&self) -> bool {
+        self.is_inside() && self.ingress_class.is_some()
     }
 }
 
@@ -39,6 +47,9 @@ pub struct KubernetesFlags {
     /// Class of the ingresses of applications [default: the daemon's own edge routes]
     #[arg(long, env = "EPINIOD_INGRESS_CLASS", value_name = "CLASS", help_heading = "Kubernetes")]
     pub ingress_class: Option<String>,
+    /// Leave the certificates of ingresses to cert-manager, with this ClusterIssuer
+    #[arg(long, env = "EPINIOD_TLS_ISSUER", value_name = "NAME", help_heading = "Kubernetes")]
+    pub tls_issuer: Option<String>,
 }
 
 /// Where a pod finds the name of its namespace.
@@ -70,6 +81,10 @@ impl KubernetesFlags {
                 Some(_) => {}
             }
         }
+        let is_given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        if is_given(&self.tls_issuer) && !is_given(&self.ingress_class) {
+            problems.push("tls_issuer: cert-manager needs ingresses; name their class with --ingress-class".to_owned());
+        }
         let own = || Some(std::fs::read_to_string(OWN_NAMESPACE).ok()?.trim().to_owned()).filter(|_| self.in_cluster);
         let namespace = self.system_namespace.clone().or_else(own).unwrap_or_else(|| NAMESPACE.to_owned());
         Some(Kubernetes {
@@ -77,6 +92,7 @@ impl KubernetesFlags {
             namespace,
             advertise: self.advertise.clone(),
             ingress_class: self.ingress_class.clone().filter(|class| !class.is_empty()),
+            tls_issuer: self.tls_issuer.clone().filter(|issuer| !issuer.is_empty()),
         })
     }
 
@@ -89,6 +105,7 @@ impl KubernetesFlags {
             ("--system-namespace", text(&self.system_namespace)),
             ("--advertise", text(&self.advertise)),
             ("--ingress-class", text(&self.ingress_class)),
+            ("--tls-issuer", text(&self.tls_issuer)),
         ]
     }
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     acme::{Authority, Certificates, Challenges, Keeper},
-    api::{self, Ending, Urls},
+    api::{self, Ending, Securing, Urls},
     apps::{self, Apps},
     auth::{Audit, Auth},
     base::{Bases, Options, Publish},
@@ -35,7 +35,7 @@ use crate::{
     edge::{Edge, InFront, Tls},
     model::{Digest, Namespace},
     oci::registry::Registry,
-    runtime::{SharedRuntime, local},
+    runtime::{Front, SharedRuntime, local},
     source::Sources,
     staging::{self, Rooms, Stagings},
     store::{DiskStore, Objects, SharedStore},
@@ -61,6 +61,7 @@ pub(super) struct House {
 /// Credentials for registries of others, in the data directory.
 const CREDENTIALS: &str = "registries.json";
 const WEB_PORT: u16 = 80;
+const WEB_TLS_PORT: u16 = 443;
 /// The bundles that programs look into; they are mounted over with the authorities for builds.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const BUNDLE_VARIABLES: [&str; 6] =
@@ -89,9 +90,9 @@ impl House {
         let auth = Auth::open(objects.clone(), audit(config)?).await?;
         credential::provide(config, control.mode(), api, &auth).await?;
         let registry = Registry::new(objects.clone(), Arc::clone(&blobs));
-        let (runtime, registry_address) = match place {
+        let (runtime, front, registry_address) = match place {
             Some(place) => cluster::open(config, place, registry_at, &blobs, &registry, &auth).await?,
-            None => (open_local(config, &blobs).await?, registry_at.to_string()),
+            None => (open_local(config, &blobs).await?, None, registry_at.to_string()),
         };
         let publisher = Arc::new(Publisher(registry.clone()));
         let options = Options::new(&config.data_dir, config.mirrors.clone());
@@ -115,10 +116,7 @@ impl House {
             ..apps::Settings::default()
         };
         let apps = Apps::new(objects.clone(), Arc::clone(&runtime), app_settings);
-        let certificates = match tls {
-            Some(_) => Some(certificates(config, &objects, &apps).await?),
-            None => None,
-        };
+        let certificates = certificates(config, &objects, &apps, tls).await?;
         let state = api::ApiState {
             apps: Arc::clone(&apps),
             stagings: Arc::clone(&stagings),
@@ -126,22 +124,22 @@ impl House {
             auth: Arc::clone(&auth),
             runtime: Arc::clone(&runtime),
             urls: urls(config, api, tls),
-            certificates: certificates.clone(),
+            securing: securing(config, certificates.as_ref()),
             pushes: TaskTracker::new(),
             ending: Ending::default(),
         };
         let open = certificates.as_deref().map_or_else(Router::new, authority_routes);
         let router = api::router(state.clone(), control_routes(control)).merge(open).merge(dashboard::router());
-        let tls_port = tls.map(|tls| tls.port());
+        let tls_port = to_tls(config, tls);
         let (routes, challenges) = (apps.route_table(), Arc::new(Challenges::default()));
         let domain = config.system_domain.clone();
         let edge = Edge::new(routes, router, domain, tls_port, Arc::clone(&challenges)).behind(in_front(config));
         let edge = Arc::new(edge.with(config.edge.clone()));
         let keeper = match &certificates {
-            Some(certificates) => keeper(config, &objects, &apps, certificates, &challenges).await?,
+            Some(certificates) => keeper(config, &objects, &apps, certificates, &challenges, front).await?,
             None => None,
         };
-        let tls = certificates.map(|certificates| Tls::new(certificates, challenges));
+        let tls = certificates.filter(|_| tls.is_some()).map(|certificates| Tls::new(certificates, challenges));
         let garbage =
             Arc::new(Garbage { objects, blobs, registry: registry.clone(), runtime, bases, builders, sources });
         let reports = reports.map(|store| Reports::new(store, Arc::clone(&apps)));
@@ -217,30 +215,68 @@ fn audit(config: &Config) -> Result<Audit, Error> {
 
 /// Only there is it known that an ingress controller is what clients reach.
 fn in_front(config: &Config) -> InFront {
-    let kubernetes = config.kubernetes.as_ref();
-    let is_ingress = kubernetes.is_some_and(|kubernetes| kubernetes.is_inside() && kubernetes.ingress_class.is_some());
-    if is_ingress { InFront::Ingress } else { InFront::Nobody }
+    if is_behind_ingress(config) { InFront::Ingress } else { InFront::Nobody }
 }
 
-/// Where users find what listens there: what leads to a pod listens on the port of the web, whatever the pod's is.
+fn is_behind_ingress(config: &Config) -> bool {
+    config.kubernetes.as_ref().is_some_and(Kubernetes::is_behind_ingress)
+}
+
+fn is_inside(config: &Config) -> bool {
+    config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside)
+}
+
+/// Where users find what listens there: what leads to a pod listens on the ports of the web, whatever the pod's are.
 fn urls(config: &Config, api: SocketAddr, tls: Option<SocketAddr>) -> Urls {
+    let is_issued = config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.tls_issuer.is_some());
     match tls {
+        _ if is_inside(config) && (config.acme.is_some() || is_issued) => Urls { scheme: "https", port: WEB_TLS_PORT },
+        _ if is_inside(config) => Urls { scheme: "http", port: WEB_PORT },
         Some(tls) => Urls { scheme: "https", port: tls.port() },
-        None if config.kubernetes.as_ref().is_some_and(Kubernetes::is_inside) => {
-            Urls { scheme: "http", port: WEB_PORT }
-        }
         None => Urls { scheme: "http", port: api.port() },
     }
 }
 
-/// Certificates for the API and for the routes of applications.
-async fn certificates(config: &Config, objects: &Objects, apps: &Apps) -> Result<Arc<Certificates>, Error> {
-    let authority = Authority::open(objects, &config.system_domain).await?;
-    tracing::info!(fingerprint = authority.fingerprint().hex(), "certificates are signed by an authority of our own");
-    let (api, routes) = (format!("epinio.{}", config.system_domain), apps.route_table());
+/// The port of TLS that requests without it are sent to. In a cluster only where certificates of the public are asked for:
+/// no client of a cluster trusts the daemon's own authority by itself, and the domain may be magic.
+fn to_tls(config: &Config, tls: Option<SocketAddr>) -> Option<u16> {
+    let tls = tls?;
+    if is_inside(config) { config.acme.as_ref().map(|_| WEB_TLS_PORT) } else { Some(tls.port()) }
+}
+
+/// Certificates for the API and for the routes of applications; those that are not of the public are of an authority of
+/// our own where this daemon speaks TLS.
+async fn certificates(
+    config: &Config,
+    objects: &Objects,
+    apps: &Apps,
+    tls: Option<SocketAddr>,
+) -> Result<Option<Arc<Certificates>>, Error> {
+    let authority = match tls {
+        Some(_) => Some(Authority::open(objects, &config.system_domain).await?),
+        None if is_behind_ingress(config) && config.acme.is_some() => None,
+        None => return Ok(None),
+    };
+    if let Some(authority) = &authority {
+        tracing::info!(
+            fingerprint = authority.fingerprint().hex(),
+            "certificates are signed by an authority of our own"
+        );
+    }
+    let (api, routes) = (api_host(config), apps.route_table());
     let own = api.clone();
     let is_served = move |host: &str| host == own || host == "localhost" || routes.has_host(host);
-    Ok(Certificates::new(authority, api, Arc::new(is_served)))
+    Ok(Some(Certificates::new(authority, api, Arc::new(is_served))))
+}
+
+fn api_host(config: &Config) -> String {
+    format!("epinio.{}", config.system_domain)
+}
+
+fn securing(config: &Config, certificates: Option<&Arc<Certificates>>) -> Option<Securing> {
+    let issuer = config.kubernetes.as_ref().and_then(|kubernetes| kubernetes.tls_issuer.clone());
+    let delegated = issuer.map(|name| Securing::ClusterIssuer { name, api_host: api_host(config) });
+    delegated.or_else(|| certificates.map(|certificates| Securing::Daemon(Arc::clone(certificates))))
 }
 
 /// Who gets certificates of the public, for the API and for the routes of applications.
@@ -250,21 +286,23 @@ async fn keeper(
     apps: &Apps,
     certificates: &Arc<Certificates>,
     challenges: &Arc<Challenges>,
+    front: Option<Arc<dyn Front>>,
 ) -> Result<Option<Arc<Keeper>>, Error> {
     let Some(settings) = config.acme.clone() else { return Ok(None) };
-    let (api, routes) = (format!("epinio.{}", config.system_domain), apps.route_table());
+    let (api, routes) = (api_host(config), apps.route_table());
     let hosts = move || routes.hosts().into_iter().chain([api.clone()]).collect();
     let urls: Vec<_> = settings.directories.iter().map(|directory| directory.url.as_str()).collect();
     tracing::info!(directories = urls.join(", "), "certificates are asked of authorities of the public");
     let (certificates, challenges) = (Arc::clone(certificates), Arc::clone(challenges));
     let domain = config.system_domain.clone();
-    let keeper = Keeper::open(objects.clone(), settings, domain, Arc::new(hosts), certificates, challenges).await?;
-    Ok(Some(keeper))
+    let (objects, hosts) = (objects.clone(), Arc::new(hosts));
+    Ok(Some(Keeper::open(objects, settings, domain, hosts, certificates, challenges, front).await?))
 }
 
 /// Whoever is to trust the authority gets its certificate without a credential.
 fn authority_routes(certificates: &Certificates) -> Router {
-    let pem = certificates.authority().pem().to_owned();
+    let Some(authority) = certificates.authority() else { return Router::new() };
+    let pem = authority.pem().to_owned();
     let kind = [(header::CONTENT_TYPE, "application/pem-certificate-chain")];
     Router::new().route("/ca.pem", get(move || async move { (kind, pem) }))
 }

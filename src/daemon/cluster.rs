@@ -11,7 +11,7 @@ use crate::{
     config::{Config, Kubernetes},
     model::{Digest, SYSTEM_REPOSITORY},
     oci::registry::Registry,
-    runtime::{SharedRuntime, kube},
+    runtime::{Front, SharedRuntime, kube},
     store::kube::{self as kube_store, Cluster, Election, KubeConfig, KubeStore, Leadership, Terms},
 };
 
@@ -96,7 +96,7 @@ fn lock(data_dir: &Path) -> Option<Flock<fs::File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
 }
 
-/// The runtime, and where its jobs reach the registry.
+/// The runtime, who is in front of the edge, and where jobs reach the registry.
 pub(super) async fn open(
     config: &Config,
     place: &Place,
@@ -104,7 +104,7 @@ pub(super) async fn open(
     blobs: &SharedBlobs,
     registry: &Registry,
     auth: &Arc<Auth>,
-) -> Result<(SharedRuntime, String), Error> {
+) -> Result<(SharedRuntime, Option<Arc<dyn Front>>, String), Error> {
     let kubernetes = &place.settings;
     let namespace = kubernetes.namespace.clone();
     let outside = kubernetes.advertise.as_ref().and_then(|address| address.parse().ok());
@@ -130,6 +130,8 @@ pub(super) async fn open(
         build_ca,
         scratch: config.data_dir.join("detections"),
         ingress_class: kubernetes.ingress_class.clone(),
+        issuing: kubernetes.tls_issuer.clone().map_or(kube::Issuing::Daemon, kube::Issuing::ClusterIssuer),
+        api_host: kubernetes.is_inside().then(|| format!("epinio.{}", config.system_domain)),
         // Builds stand on what is the system's; applications are their namespace's.
         pull_credential: Arc::new(move |namespace| {
             let repositories = if namespace == builds { SYSTEM_REPOSITORY } else { namespace };
@@ -137,5 +139,6 @@ pub(super) async fn open(
         }),
     };
     let runtime = kube::KubeRuntime::open(&place.connection, settings, Arc::clone(blobs)).await?;
-    Ok((runtime, daemon))
+    let front = kubernetes.is_behind_ingress().then(|| Arc::clone(&runtime) as Arc<dyn Front>);
+    Ok((runtime, front, daemon))
 }

@@ -6,6 +6,8 @@
 
 mod beside;
 mod call;
+mod challenge;
+mod ingress;
 pub mod install;
 mod job;
 mod logs;
@@ -22,7 +24,7 @@ mod visit;
 mod workload;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -45,14 +47,15 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     call::{call, failed},
+    ingress::Facade,
     observe::Observed,
     user::User,
     workload::Applied,
 };
-pub use self::{step::run_role, traffic::Traffic};
+pub use self::{ingress::Issuing, step::run_role, traffic::Traffic};
 use super::{
-    Command, Error, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime, Session, StepOutcome, Volumes,
-    Workload, WorkloadStatus,
+    Command, Error, Front, HostCertificate, Instance, Job, JobId, LogLine, LogQuery, LogSink, Rollout, Runtime,
+    Session, StepOutcome, Volumes, Workload, WorkloadStatus,
 };
 use crate::{
     blob::SharedBlobs,
@@ -85,6 +88,9 @@ pub struct Settings {
     pub scratch: PathBuf,
     /// The class of the ingresses; none where the daemon's own edge routes.
     pub ingress_class: Option<String>,
+    pub issuing: Issuing,
+    /// The host of the API, where this daemon is in the cluster.
+    pub api_host: Option<String>,
     /// What the kubelet pulls with.
     pub pull_credential: PullCredential,
 }
@@ -95,8 +101,7 @@ pub type PullCredential = Arc<dyn Fn(&str) -> (String, String) + Send + Sync>;
 /// The runtime of a cluster.
 pub struct KubeRuntime {
     cluster: Arc<Cluster>,
-    /// What was exposed last, and when.
-    exposed: Mutex<Option<(Instant, Routes)>>,
+    facade: Facade,
     version: String,
 }
 
@@ -143,7 +148,7 @@ impl KubeRuntime {
         let (prepared, applied, users) = (Mutex::default(), Mutex::default(), Mutex::default());
         let cluster = Arc::new(Cluster { client, streams, settings, blobs, observed, prepared, applied, users });
         lay_out_builds(&cluster).await?;
-        Ok(Arc::new(Self { cluster, exposed: Mutex::default(), version: version.git_version }))
+        Ok(Arc::new(Self { cluster, facade: Facade::default(), version: version.git_version }))
     }
 }
 
@@ -207,14 +212,9 @@ impl Runtime for KubeRuntime {
     }
 
     async fn expose(&self, routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), Error> {
-        let Some(class) = &self.cluster.settings.ingress_class else { return Ok(()) };
-        let before = self.exposed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if before.is_some_and(|(since, before)| since.elapsed() < BELIEVED && before == routes) {
-            return Ok(());
-        }
-        workload::expose(&self.cluster, class, &routes).await?;
-        *self.exposed.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), routes));
-        Ok(())
+        // Where the daemon's own edge routes there are no ingresses, also none of a time when a controller did.
+        let routes = if self.cluster.settings.ingress_class.is_some() { routes } else { Vec::new() };
+        self.facade.expose(&self.cluster, routes).await
     }
 
     async fn logs(
@@ -242,6 +242,20 @@ impl Runtime for KubeRuntime {
     fn properties(&self) -> BTreeMap<&'static str, String> {
         let ingress = self.cluster.settings.ingress_class.clone().unwrap_or_else(|| "own edge".to_owned());
         BTreeMap::from([("kubernetes", self.version.clone()), ("limits", "cgroup".to_owned()), ("ingress", ingress)])
+    }
+}
+
+#[async_trait]
+impl Front for KubeRuntime {
+    async fn lead_challenges(&self, hosts: &BTreeSet<String>) -> Result<(), Error> {
+        let Some(class) = &self.cluster.settings.ingress_class else { return Ok(()) };
+        challenge::lead(&self.cluster, class, hosts).await
+    }
+
+    fn present(&self, certificates: Vec<HostCertificate>) {
+        if self.facade.present(certificates) {
+            self.cluster.observed.tell();
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod audit;
 mod bare;
+mod certificates;
 mod relay;
 mod replacing;
 mod replicas;

@@ -6,12 +6,14 @@
 //! cluster that offers nothing) is refused with the flags that decide it, and never guessed.
 
 mod apply;
+mod certificates;
 mod connection;
 mod detect;
 mod entrance;
 mod events;
 mod nodes;
 mod plan;
+mod ports;
 mod provide;
 mod relay;
 mod remove;
@@ -25,13 +27,14 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     apply::{Change, Mode, apply},
+    certificates::Certificates,
     connection::Connection,
     detect::{Findings, NodePorts, detect},
     entrance::{assume, open},
     plan::{Manifest, plan},
-    provide::{Password, provide_keys, provide_password},
-    relay::{Pulls, RegistryRelay, Way, remove_unwanted},
-    remove::{Fate, Inventory, inventory, remove},
+    provide::{Password, provide_keys, provide_password, provide_settings},
+    relay::{Pulls, RegistryRelay, Way},
+    remove::{Fate, Inventory, inventory, remove, remove_unwanted},
     settle::{Draft, settle},
     watch::wait_until_ready,
 };
@@ -77,6 +80,20 @@ pub struct Wishes {
     #[arg(long, value_enum, value_name = "WHEN", help_heading = "Entrance")]
     pub registry_relay: Option<RegistryRelay>,
 
+    /// Whom certificates are asked of: letsencrypt, letsencrypt-staging, the URL of an ACME directory that pods reach, or off
+    /// [default: letsencrypt with a system domain of the public]
+    #[arg(long, env = "EPINIOD_ACME_DIRECTORY", value_name = "URL", help_heading = "Certificates")]
+    pub acme_directory: Option<String>,
+    /// Whom the authority writes to
+    #[arg(long, env = "EPINIOD_ACME_EMAIL", value_name = "ADDRESS", help_heading = "Certificates")]
+    pub acme_email: Option<String>,
+    /// Who signed the certificate of the authority's own server, PEM
+    #[arg(long, env = "EPINIOD_ACME_CA_FILE", value_name = "FILE", help_heading = "Certificates")]
+    pub acme_ca_file: Option<PathBuf>,
+    /// Leave certificates to cert-manager, with this ClusterIssuer, or off; the daemon then asks nobody
+    #[arg(long, env = "EPINIOD_TLS_ISSUER", value_name = "NAME", help_heading = "Certificates")]
+    pub tls_issuer: Option<String>,
+
     /// Storage class of the daemon's volume [default: the cluster's default class]
     #[arg(long, value_name = "CLASS", help_heading = "Storage")]
     pub storage_class: Option<String>,
@@ -120,6 +137,9 @@ pub struct Wishes {
     /// Certificate authorities that builds trust, PEM
     #[arg(long, env = "EPINIOD_BUILD_CA_FILE", value_name = "FILE", help_heading = "Builds")]
     pub build_ca_file: Option<PathBuf>,
+    /// Settings of the daemon, TOML, with the files that they name beside them; kept as a secret
+    #[arg(long, env = "EPINIOD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Variable of the daemon, such as HTTPS_PROXY for builds; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable, help_heading = "Builds")]
     pub env: Vec<(String, String)>,
@@ -137,7 +157,7 @@ pub enum Brought {
 #[serde(rename_all = "kebab-case")]
 pub enum Exposure {
     LoadBalancer,
-    /// Port 80 of the node that it runs on.
+    /// Ports 80 and 443 of the node that it runs on.
     HostPorts,
 }
 
@@ -216,12 +236,21 @@ pub struct Installation {
     /// PEM; beside the other.
     #[serde(skip)]
     pub bucket_ca: Option<String>,
+    #[serde(default = "Certificates::of_before")]
+    pub certificates: Certificates,
+    /// PEM; beside the others.
+    #[serde(skip)]
+    pub acme_ca: Option<String>,
+    /// A hash of the daemon's settings, where it has a file of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<String>,
 }
 
 impl Installation {
     /// Where the API is.
     pub fn url(&self) -> String {
-        format!("http://epinio.{}", self.system_domain)
+        let scheme = if self.is_secure() { "https" } else { "http" };
+        format!("{scheme}://epinio.{}", self.system_domain)
     }
 
     /// The class of the ingresses of API and applications; none where the daemon's own edge routes.
@@ -303,5 +332,8 @@ const DAEMON: &str = "epiniod";
 const ADMIN_SECRET: &str = "epiniod-admin";
 /// The secret with the keys of the bucket.
 const BUCKET_SECRET: &str = "epiniod-s3";
-/// The config map with certificate authorities.
+/// The secret with the settings of the daemon and what they name.
+const SETTINGS_SECRET: &str = "epiniod-settings";
+/// The config map with certificate authorities, and where the daemon's pod has it.
 const TRUST: &str = "epiniod-trust";
+const TRUST_FOLDER: &str = "/etc/epiniod/trust";

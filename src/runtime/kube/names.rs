@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    model::{AppName, Namespace, ReleaseId},
+    model::{AppName, Digest, Namespace, ReleaseId},
     runtime::JobId,
 };
 
@@ -25,6 +25,20 @@ pub(super) const LEADER: &str = "epiniod.dev/leader";
 
 /// The secret with which the kubelet pulls, one in each namespace.
 pub(super) const PULL_SECRET: &str = "epiniod-pull";
+/// The service in front of a daemon that was installed into its cluster, and the ingress of the API.
+pub(super) const DAEMON: &str = "epiniod";
+/// A temporary ingress, by which an authority for certificates comes to the daemon.
+pub(super) const CHALLENGE: &str = "epiniod.dev/challenge";
+/// A secret with a certificate that the daemon came by.
+pub(super) const CERTIFICATE: &str = "epiniod.dev/certificate";
+/// By which cert-manager knows that a certificate is its to come by.
+pub(super) const ISSUER: &str = "cert-manager.io/cluster-issuer";
+/// Of the names of secrets: of certificates of ours, and of those of cert-manager, which are its own to delete.
+const TLS: &str = "epiniod-tls-";
+const ISSUED_TLS: &str = "tls-";
+/// The longest name of an object.
+const LONGEST: usize = 253;
+
 /// Certificate authorities that builds trust.
 pub(super) const BUILD_CA: &str = "epiniod-build-ca";
 
@@ -35,6 +49,35 @@ pub(super) fn job(id: &JobId) -> String {
 /// The environment of a release.
 pub(super) fn environment(id: &ReleaseId) -> String {
     format!("{}-env-{}", id.app, id.number)
+}
+
+/// The secret of a certificate of ours; `name` is a host or `*.DOMAIN`.
+pub(super) fn certificate(name: &str) -> String {
+    secret(TLS, name)
+}
+
+/// Whether a secret has a certificate that is ours to delete.
+pub(super) fn is_certificate(secret: &str) -> bool {
+    secret.starts_with(TLS)
+}
+
+/// The secret that cert-manager is to make for a host.
+pub(super) fn issued_certificate(host: &str) -> String {
+    secret(ISSUED_TLS, host)
+}
+
+fn secret(prefix: &str, name: &str) -> String {
+    let plain = format!("{prefix}{}", name.replace('*', "wildcard"));
+    if plain.len() <= LONGEST { plain } else { format!("{prefix}{}", hash(name)) }
+}
+
+/// The temporary ingress of a host.
+pub(super) fn challenge(host: &str) -> String {
+    format!("epiniod-challenge-{}", hash(host))
+}
+
+fn hash(text: &str) -> String {
+    Digest::of(text.as_bytes()).hex()[..16].to_owned()
 }
 
 /// All of this installation that have this label.
@@ -70,6 +113,16 @@ pub(super) fn release_id(namespace: Option<&str>, app: Option<&String>, release:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_called_after_its_host_as_long_as_that_fits() {
+        assert_eq!(certificate("shop.example.com"), "epiniod-tls-shop.example.com");
+        assert_eq!(certificate("*.example.com"), "epiniod-tls-wildcard.example.com");
+        assert_eq!(issued_certificate("shop.example.com"), "tls-shop.example.com");
+        assert!(is_certificate(&certificate("a.test")) && !is_certificate(&issued_certificate("a.test")));
+        let long = ["a".repeat(62), "b".repeat(62), "c".repeat(62), "d".repeat(60)].join(".");
+        assert!(certificate(&long).len() < LONGEST && certificate(&long).starts_with(TLS));
+    }
 
     #[test]
     fn an_instance_is_called_after_its_release_and_the_end_of_its_pod() {

@@ -77,6 +77,11 @@ impl Observed {
         self.changes.subscribe()
     }
 
+    /// Something is to be looked at that no watch tells of.
+    pub fn tell(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
     /// Counts changes of deployments and services that are more than news of what goes on.
     pub fn drift(&self) -> watch::Receiver<u64> {
         self.drift.subscribe()

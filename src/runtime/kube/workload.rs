@@ -1,5 +1,4 @@
-//! A release as the cluster gets it: a deployment that rolls, a service in front of it, its environment as a secret, and
-//! an ingress for each host where a controller is there for them.
+//! A release as the cluster gets it: a deployment that rolls, a service in front of it, and its environment as a secret.
 //!
 //! There is one deployment for an application, whatever its release: the cluster brings a new release up pod by pod and
 //! takes the old one away as the new one serves. A release that does not come up is undone.
@@ -14,7 +13,6 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet},
         core::v1::{Secret, Service},
-        networking::v1::Ingress,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -32,7 +30,7 @@ use super::{
     user::{self, User},
 };
 use crate::{
-    model::{AppName, Digest, Namespace, ReleaseId, Route},
+    model::{AppName, Digest, Namespace, ReleaseId},
     runtime::{Error, Workload},
 };
 
@@ -216,7 +214,7 @@ async fn wait_until_gone(cluster: &Cluster, id: &ReleaseId, grace: Duration) -> 
 }
 
 /// What the labels of everything of an application have in common.
-fn labels(system: &str, namespace: &Namespace, app: &AppName) -> BTreeMap<&'static str, String> {
+pub(super) fn labels(system: &str, namespace: &Namespace, app: &AppName) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         (names::SYSTEM, system.to_owned()),
         (names::MANAGED_BY, names::MANAGER.to_owned()),
@@ -296,55 +294,5 @@ fn deployment(system: &str, workload: &Workload, user: Option<User>) -> Value {
                 },
             },
         },
-    })
-}
-
-/// Makes the ingresses of all applications what they should be.
-pub(super) async fn expose(
-    cluster: &Cluster,
-    class: &str,
-    routes: &[(Namespace, AppName, Vec<Route>)],
-) -> Result<(), Error> {
-    let doing = "writing ingresses";
-    let all: Api<Ingress> = Api::all(cluster.client.clone());
-    let ours = ListParams::default().labels(&names::ours_with(&cluster.settings.namespace, names::APP));
-    let there = call(doing, || all.list(&ours)).await?.items;
-    for (namespace, app, routes) in routes {
-        let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), namespace.as_str());
-        let mut wanted = ingress(&cluster.settings.namespace, namespace, app, class, routes);
-        let applied = Digest::of(wanted.to_string().as_bytes()).to_string();
-        let same = |ingress: &&Ingress| {
-            ingress.namespace().as_deref() == Some(namespace.as_str())
-                && ingress.name_any() == app.as_str()
-                && ingress.annotations().get(names::APPLIED) == Some(&applied)
-        };
-        if there.iter().find(same).is_none() {
-            wanted["metadata"]["annotations"] = json!({ names::APPLIED: applied });
-            let (force, wanted) = (PatchParams::apply(names::MANAGER).force(), Patch::Apply(wanted));
-            call(doing, || ingresses.patch(app.as_str(), &force, &wanted)).await?;
-        }
-    }
-    for ingress in there {
-        let (namespace, name) = (ingress.namespace().unwrap_or_default(), ingress.name_any());
-        if !routes.iter().any(|(ns, app, _)| ns.as_str() == namespace && app.as_str() == name) {
-            let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), &namespace);
-            let at_once = DeleteParams::default();
-            call_unless_missing(doing, || ingresses.delete(&name, &at_once)).await?;
-        }
-    }
-    Ok(())
-}
-
-fn ingress(system: &str, namespace: &Namespace, app: &AppName, class: &str, routes: &[Route]) -> Value {
-    let rule = |route: &Route| {
-        let path = if route.path().is_empty() { "/" } else { route.path() };
-        let backend = json!({ "service": { "name": app, "port": { "number": 80 } } });
-        json!({ "host": route.host(), "http": { "paths": [{ "path": path, "pathType": "Prefix", "backend": backend }] } })
-    };
-    json!({
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "Ingress",
-        "metadata": { "name": app, "labels": labels(system, namespace, app) },
-        "spec": { "ingressClassName": class, "rules": routes.iter().map(rule).collect::<Vec<_>>() },
     })
 }

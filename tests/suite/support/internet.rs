@@ -37,64 +37,73 @@ pub struct Manner {
 
 impl Default for Manner {
     fn default() -> Self {
-        let name_server = format!("{NAME_SERVICE}:53");
+        let name_server = format!("{LOOPBACK}:53");
         Self { bad_nonces: 0, slow: 0, validity: 90 * 86_400, waits: true, name_server, binding: None }
     }
 }
 
 pub struct Internet {
     dir: TempDir,
+    /// Of the authority and of the name service.
+    address: String,
     manner: Manner,
     authority: Option<Child>,
     names: Child,
 }
 
-/// Where the directory of the authority is; its own server is signed by `CA_FILE` of its folder.
+/// Where the directory of the authority is, on an internet of a test's own.
 pub const DIRECTORY: &str = "https://127.0.0.1:14000/dir";
-/// Where a test may say what the name service answers.
-const NAMES: &str = "http://127.0.0.1:8055";
-const MANAGEMENT: &str = "https://127.0.0.1:15000";
-const NAME_SERVICE: &str = "127.0.0.1";
+const LOOPBACK: &str = "127.0.0.1";
 const START: Duration = Duration::from_secs(20);
 
 impl Internet {
     /// Moves this thread into an internet of its own; none where that cannot be done.
     pub fn enter(what: &str, manner: Manner) -> Option<Self> {
-        if !nix::unistd::Uid::effective().is_root() {
-            super::not_run(&format!("{what}: only root can make a network"));
-            return None;
-        }
-        let [pebble, names] = match super::programs(["pebble", "challtestsrv"]) {
-            Ok(programs) => programs,
-            Err(why) => {
-                super::not_run(&format!("{what}: {why}"));
-                return None;
-            }
-        };
+        let programs = programs(what)?;
+        unshare(CloneFlags::CLONE_NEWNET).expect("root may unshare");
+        run("ip", &["link", "set", "lo", "up"]);
+        Some(Self::start(programs, LOOPBACK, LOOPBACK, manner))
+    }
+
+    /// The same for what has a network already: authority and name service are at this address of the machine, and all
+    /// names lead to another one.
+    pub fn beside(what: &str, address: &str, leads_to: &str, manner: Manner) -> Option<Self> {
+        let programs = programs(what)?;
+        let name_server = format!("{address}:53");
+        Some(Self::start(programs, address, leads_to, Manner { name_server, ..manner }))
+    }
+
+    /// From here on this thread asks the name service of the internet.
+    fn start([pebble, names]: [PathBuf; 2], address: &str, leads_to: &str, manner: Manner) -> Self {
         let dir = tempfile::Builder::new().prefix("epiniod-internet-").tempdir().expect("a temporary folder");
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root may unshare");
+        unshare(CloneFlags::CLONE_NEWNS).expect("root may unshare");
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).expect("a mount");
         let resolver = dir.path().join("resolv.conf");
-        fs::write(&resolver, format!("nameserver {NAME_SERVICE}\n")).expect("a file");
+        fs::write(&resolver, format!("nameserver {address}\n")).expect("a file");
         mount(Some(&resolver), "/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("a mount");
-        run("ip", &["link", "set", "lo", "up"]);
         let silent = ["-http01", "", "-https01", "", "-doh", "", "-tlsalpn01", "", "-defaultIPv6", ""];
         let names = Command::new(names)
             .args(silent)
-            .args(["-dnsserver", &format!("{NAME_SERVICE}:53"), "-management", "127.0.0.1:8055"])
+            .args(["-defaultIPv4", leads_to, "-dnsserver", &format!("{address}:53")])
+            .args(["-management", &format!("{address}:8055")])
             .stdin(Stdio::null())
             .stdout(fs::File::create(dir.path().join("names.log")).expect("a log"))
             .stderr(Stdio::null())
             .spawn()
             .expect("a name service");
         fs::write(dir.path().join("program"), pebble.to_str().expect("a path")).expect("a file");
-        let mut internet = Self { dir, manner, authority: None, names };
+        let mut internet = Self { dir, address: address.to_owned(), manner, authority: None, names };
         internet.write_identity();
         internet.start_authority();
         wait_until("the name service answers", START, || {
             internet.names_are("clear-a", &json!({"host": "nobody.test"}))
         });
-        Some(internet)
+        internet
+    }
+
+    /// Where the directory of the authority is.
+    pub fn directory(&self) -> String {
+        format!("https://{}:14000/dir", self.address)
     }
 
     /// What a daemon is told of it; with more of the same.
@@ -102,7 +111,7 @@ impl Internet {
         let mut environment: Vec<_> = [
             ("EPINIOD_SYSTEM_DOMAIN", "paas.test"),
             ("EPINIOD_LISTEN_TLS", "127.0.0.1:443"),
-            ("EPINIOD_ACME_DIRECTORY", DIRECTORY),
+            ("EPINIOD_ACME_DIRECTORY", &*self.directory()),
             ("EPINIOD_ACME_EMAIL", "admin@paas.test"),
             ("EPINIOD_ACME_CA_FILE", self.ca_file().to_str().expect("a path")),
         ]
@@ -148,8 +157,8 @@ impl Internet {
         let keys: serde_json::Map<String, Value> =
             self.manner.binding.iter().map(|(id, key)| ((*id).to_owned(), json!(key))).collect();
         let settings = json!({"pebble": {
-            "listenAddress": "127.0.0.1:14000",
-            "managementListenAddress": "127.0.0.1:15000",
+            "listenAddress": format!("{}:14000", self.address),
+            "managementListenAddress": format!("{}:15000", self.address),
             "certificate": self.dir.path().join("server.pem"),
             "privateKey": self.dir.path().join("server.key"),
             "httpPort": 80,
@@ -183,7 +192,7 @@ impl Internet {
 
     /// Changes what the name service answers.
     pub fn names_are(&self, what: &str, body: &Value) -> bool {
-        let url = format!("{NAMES}/{what}");
+        let url = format!("http://{}:8055/{what}", self.address);
         super::request(&["--max-time", "5", "-d", &body.to_string(), &url]).is_ok_and(|answer| answer.status == 200)
     }
 
@@ -191,7 +200,7 @@ impl Internet {
     pub fn ask_authority(&self, args: &[&str]) -> std::io::Result<String> {
         let (path, more) = args.split_first().expect("a path");
         let ca_file = self.ca_file();
-        let url = format!("{MANAGEMENT}{path}");
+        let url = format!("https://{}:15000{path}", self.address);
         let known = ["--max-time", "5", "--cacert", ca_file.to_str().expect("a path"), &url];
         let answer = super::request(&[&known[..], more].concat())?;
         if answer.status == 200 { Ok(answer.body) } else { Err(std::io::Error::other(answer.body)) }
@@ -204,7 +213,7 @@ impl Internet {
 
     fn write_identity(&self) {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("names");
+        let params = CertificateParams::new(vec![self.address.clone(), "localhost".to_owned()]).expect("names");
         let certificate = params.self_signed(&key).expect("a certificate");
         for (name, text) in [
             ("server.pem", certificate.pem()),
@@ -221,6 +230,15 @@ impl Drop for Internet {
         self.stop_authority();
         let _ = self.names.kill().and_then(|()| self.names.wait());
     }
+}
+
+/// The authority and the name service.
+fn programs(what: &str) -> Option<[PathBuf; 2]> {
+    if !nix::unistd::Uid::effective().is_root() {
+        super::not_run(&format!("{what}: only root can make a network"));
+        return None;
+    }
+    super::programs(["pebble", "challtestsrv"]).inspect_err(|why| super::not_run(&format!("{what}: {why}"))).ok()
 }
 
 fn run(program: &str, args: &[&str]) {

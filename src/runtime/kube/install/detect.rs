@@ -324,6 +324,7 @@ async fn before(cluster: &Connection, namespace: &str) -> Result<Option<Installa
     let mut trust = trust.and_then(|map| map.data).unwrap_or_default();
     before.build_ca = trust.remove(super::plan::BUILD_CA);
     before.bucket_ca = trust.remove(super::plan::BUCKET_CA);
+    before.acme_ca = trust.remove(super::certificates::ACME_CA);
     Ok(Some(before))
 }
 

@@ -8,7 +8,12 @@ use std::collections::BTreeMap;
 use kube::api::TypeMeta;
 use serde_json::{Value, json};
 
-use super::{ADMIN_SECRET, BUCKET_SECRET, Entrance, Exposure, Installation, Storage, relay};
+use super::{
+    ADMIN_SECRET, BUCKET_SECRET, Entrance, Exposure, Installation, Storage, TRUST_FOLDER,
+    certificates::{ACME_CA, TLS_PORT},
+    ports::{container_port, entrance_why, https_service_port, level, service_type},
+    relay,
+};
 use crate::{model::Digest, oci::architecture};
 
 /// One object, as text and as what is sent.
@@ -53,7 +58,7 @@ pub fn plan(installation: &Installation) -> Vec<Manifest> {
         Storage::Node { .. } => templates.extend([NODE_VOLUME, VOLUME]),
         Storage::Ephemeral => {}
     }
-    if installation.build_ca.is_some() || installation.bucket_ca.is_some() {
+    if !authorities(installation).is_empty() {
         templates.push(TRUST);
     }
     templates.push(SERVICES);
@@ -127,6 +132,7 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         Storage::Node { path, .. } => path.as_str(),
         _ => "",
     };
+    let [issuer, issued_tls] = installation.issued();
     let record = serde_json::to_string(installation).unwrap_or_default();
     vec![
         ("namespace", installation.namespace.clone()),
@@ -156,37 +162,23 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
         ("image", text(&installation.image)),
         ("args", block(&args(installation))),
         ("env", block(&env(installation))),
-        ("http_port", flow(&http_port(8080, edge))),
+        ("http_port", flow(&container_port("http", 8080, 80, edge))),
+        ("https_port", edge.map(|_| item(8, &container_port("https", TLS_PORT, 443, edge))).unwrap_or_default()),
+        ("https_service_port", edge.map(|_| item(2, &https_service_port())).unwrap_or_default()),
+        (
+            "https_policy_port",
+            edge.map(|_| item(4, &json!({ "protocol": "TCP", "port": TLS_PORT }))).unwrap_or_default(),
+        ),
         ("data_volume", flow(&data_volume(installation))),
         ("authorities", json!(authorities(installation)).to_string()),
         ("ingress_class", text(&installation.ingress_class().unwrap_or_default())),
         ("system_domain", installation.system_domain.clone()),
         ("traefik_image", text(traefik_image)),
-        ("traefik_http_port", flow(&http_port(8000, traefik))),
+        ("traefik_http_port", flow(&container_port("http", 8000, 80, traefik))),
+        ("traefik_https_port", flow(&container_port("https", TLS_PORT, 443, traefik))),
+        ("issuer", issuer),
+        ("issued_tls", issued_tls),
     ]
-}
-
-/// The Pod Security level of a namespace, and why.
-fn level(exposure: Option<Exposure>) -> (&'static str, &'static str) {
-    match exposure {
-        Some(Exposure::HostPorts) => ("privileged", "Ports of a node need the Pod Security level privileged."),
-        _ => ("restricted", "Nothing in it needs more than the strictest Pod Security level."),
-    }
-}
-
-fn service_type(exposure: Option<Exposure>) -> &'static str {
-    match exposure {
-        Some(Exposure::LoadBalancer) => "LoadBalancer",
-        Some(Exposure::HostPorts) | None => "ClusterIP",
-    }
-}
-
-fn entrance_why(exposure: Option<Exposure>) -> &'static str {
-    match exposure {
-        Some(Exposure::LoadBalancer) => "The cluster's load balancer leads here.",
-        Some(Exposure::HostPorts) => "From outside it is reached by port 80 of its node.",
-        None => "From outside it is reached by way of an ingress controller.",
-    }
 }
 
 /// How pods of one version make way for those of another, and why so.
@@ -218,8 +210,12 @@ fn flow(value: &Value) -> String {
 
 /// A list with a line for each, where a container has its lists.
 fn block(list: &Value) -> String {
-    let line = |value: &Value| format!("\n        - {}", flow(value));
-    list.as_array().into_iter().flatten().map(line).collect()
+    list.as_array().into_iter().flatten().map(|value| item(8, value)).collect()
+}
+
+/// A line of a list, so far to the right.
+fn item(indent: usize, value: &Value) -> String {
+    format!("\n{}- {}", " ".repeat(indent), flow(value))
 }
 
 /// What YAML takes for a text without quotes, wherever it is.
@@ -246,13 +242,14 @@ fn not_for_builds(installation: &Installation, family: Family) -> Vec<&str> {
 }
 
 fn authorities(installation: &Installation) -> BTreeMap<&'static str, &str> {
-    let all = [(BUILD_CA, &installation.build_ca), (BUCKET_CA, &installation.bucket_ca)];
+    let all =
+        [(BUILD_CA, &installation.build_ca), (BUCKET_CA, &installation.bucket_ca), (ACME_CA, &installation.acme_ca)];
     all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))).collect()
 }
 
 /// What a pod does not notice by itself.
 fn surroundings(installation: &Installation) -> String {
-    let all = json!([authorities(installation), installation.environment]);
+    let all = json!([authorities(installation), installation.environment, installation.settings]);
     Digest::of(all.to_string().as_bytes()).hex()[..16].to_owned()
 }
 
@@ -279,16 +276,18 @@ fn args(installation: &Installation) -> Value {
     args.push(format!("--system-domain={}", installation.system_domain));
     let bucket = installation.bucket.as_ref();
     let more = [
+        ("--config", installation.settings.as_ref().map(|_| "/etc/epiniod/settings/config.toml".to_owned())),
         ("--ingress-class", installation.ingress_class()),
         ("--debian-mirror", installation.debian_mirror.clone()),
         ("--debian-security-mirror", installation.debian_security_mirror.clone()),
-        ("--build-ca-file", installation.build_ca.as_ref().map(|_| format!("/etc/epiniod/trust/{BUILD_CA}"))),
+        ("--build-ca-file", installation.build_ca.as_ref().map(|_| format!("{TRUST_FOLDER}/{BUILD_CA}"))),
         ("--s3-bucket", bucket.map(|bucket| bucket.name.clone())),
         ("--s3-endpoint", bucket.and_then(|bucket| bucket.endpoint.clone())),
         ("--s3-region", bucket.and_then(|bucket| bucket.region.clone())),
-        ("--s3-ca-file", installation.bucket_ca.as_ref().map(|_| format!("/etc/epiniod/trust/{BUCKET_CA}"))),
+        ("--s3-ca-file", installation.bucket_ca.as_ref().map(|_| format!("{TRUST_FOLDER}/{BUCKET_CA}"))),
     ];
-    args.extend(more.into_iter().filter_map(|(flag, value)| Some(format!("{flag}={}", value?))));
+    let more = more.into_iter().chain(installation.certificate_flags());
+    args.extend(more.filter_map(|(flag, value)| Some(format!("{flag}={}", value?))));
     json!(args)
 }
 
@@ -305,14 +304,6 @@ fn env(installation: &Installation) -> Value {
     }
     env.extend(installation.environment.iter().map(|(name, value)| json!({ "name": name, "value": value })));
     json!(env)
-}
-
-fn http_port(port: u16, exposure: Option<Exposure>) -> Value {
-    let mut port = json!({ "name": "http", "containerPort": port, "protocol": "TCP" });
-    if exposure == Some(Exposure::HostPorts) {
-        port["hostPort"] = json!(80);
-    }
-    port
 }
 
 fn data_volume(installation: &Installation) -> Value {
@@ -343,7 +334,7 @@ const INGRESS: &str = include_str!("../../../../embedded/kubernetes/ingress.yaml
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::kube::install::Bucket;
+    use crate::runtime::kube::install::{Bucket, Certificates};
 
     fn installation(entrance: Entrance, storage: Storage) -> Installation {
         Installation {
@@ -363,6 +354,9 @@ mod tests {
             build_ca: None,
             bucket: None,
             bucket_ca: None,
+            certificates: Certificates::default(),
+            acme_ca: None,
+            settings: None,
         }
     }
 

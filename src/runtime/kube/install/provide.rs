@@ -1,5 +1,8 @@
 //! What is secret: made in the cluster, kept there from then on, and no manifest, so that it is in nobody's repository.
 
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api,
@@ -7,7 +10,9 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{ADMIN_SECRET, BUCKET_SECRET, Connection, Error, Installation, Keys, MANAGER, SYSTEM, failed};
+use super::{
+    ADMIN_SECRET, BUCKET_SECRET, Connection, Error, Installation, Keys, MANAGER, SETTINGS_SECRET, SYSTEM, failed,
+};
 use crate::runtime::kube::names;
 
 /// The first password, and where it came from.
@@ -33,6 +38,22 @@ pub async fn provide_keys(cluster: &Connection, installation: &Installation, key
     let secret = secret(installation, BUCKET_SECRET, data);
     let params = PatchParams::apply(MANAGER).force();
     secrets.patch(BUCKET_SECRET, &params, &Patch::Apply(secret)).await.map_err(failed(doing()))?;
+    Ok(())
+}
+
+/// Puts the settings of the daemon, and what they name, where its pod has them as a folder; replaces those of before.
+pub async fn provide_settings(
+    cluster: &Connection,
+    installation: &Installation,
+    files: &BTreeMap<String, Vec<u8>>,
+) -> Result<(), Error> {
+    let doing = || format!("writing secret {SETTINGS_SECRET} in namespace {}", installation.namespace);
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &installation.namespace);
+    let data: BTreeMap<_, _> = files.iter().map(|(name, bytes)| (name, STANDARD.encode(bytes))).collect();
+    let mut secret = secret(installation, SETTINGS_SECRET, json!({}));
+    secret["data"] = json!(data);
+    let params = PatchParams::apply(MANAGER).force();
+    secrets.patch(SETTINGS_SECRET, &params, &Patch::Apply(secret)).await.map_err(failed(doing()))?;
     Ok(())
 }
 

@@ -112,7 +112,7 @@ pub(super) fn missing<'a>(pods: &'a [Pod], nodes: &[Node]) -> Option<&'a Pod> {
 }
 
 /// Takes away the relay of an installation before this one, where there is to be none.
-pub async fn remove_unwanted(
+pub(super) async fn remove_unwanted(
     cluster: &Connection,
     installation: &Installation,
     mut tell: impl FnMut(&str),

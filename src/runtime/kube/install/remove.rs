@@ -5,13 +5,16 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Pod},
+    networking::v1::Ingress,
+};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams, TypeMeta},
 };
 
-use super::{Bucket, Connection, DAEMON, Error, SYSTEM, failed, relay};
+use super::{Bucket, Connection, DAEMON, Error, Installation, SYSTEM, failed, relay};
 use crate::runtime::kube::names;
 
 /// Whether applications go, too.
@@ -127,6 +130,21 @@ pub async fn remove(
     }
     let wide = left.cluster_wide.iter().map(|(types, name)| format!("{} {name}", types.kind));
     Err(Error::Left { seconds: GOING.as_secs(), left: left.namespaces.into_iter().chain(wide).collect() })
+}
+
+/// Takes away what a later install does not want any more: the relay, and the ingress of the API.
+pub async fn remove_unwanted(
+    cluster: &Connection,
+    installation: &Installation,
+    tell: impl FnMut(&str),
+) -> Result<(), Error> {
+    relay::remove_unwanted(cluster, installation, tell).await?;
+    if installation.ingress_class().is_some() {
+        return Ok(());
+    }
+    let ingresses: Api<Ingress> = Api::namespaced(cluster.client.clone(), &installation.namespace);
+    let gone = ingresses.delete(DAEMON, &DeleteParams::background()).await;
+    ignore_missing(gone).map_err(failed("taking the ingress of the API away"))
 }
 
 async fn stop_daemon(cluster: &Connection, namespace: &str) -> Result<(), Error> {

@@ -35,7 +35,7 @@ pub(super) fn check(installation: &Installation) -> Result<(), Error> {
     if installation.entrance == Entrance::Edge(Exposure::HostPorts) {
         return Err(Error::undecided(
             format!(
-                "{replicas} replicas cannot have port 80 of one node, by which the daemon's own edge would be reached"
+                "{replicas} replicas cannot have ports 80 and 443 of one node, by which the daemon's own edge would be reached"
             ),
             "put a load balancer in front of them with --expose load-balancer, choose the class of an ingress controller with \
              --ingress-class, or bring one along with --ingress traefik",
@@ -86,7 +86,7 @@ mod tests {
     fn several_cannot_have_one_port_of_a_node_but_traefik_can_be_there_for_them() {
         let host_ports = Wishes { expose: Some(Exposure::HostPorts), ..wishes() };
         let (problem, choices) = refused(&host_ports);
-        assert!(problem.contains("port 80 of one node"), "{problem}");
+        assert!(problem.contains("ports 80 and 443 of one node"), "{problem}");
         assert!(
             ["--expose load-balancer", "--ingress-class", "--ingress traefik"]
                 .iter()

@@ -3,11 +3,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
+use serde_json::json;
+
 use super::{
-    Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes, relay,
-    replicas,
+    Brought, Bucket, Entrance, Error, Exposure, Findings, Installation, NAMESPACE, SYSTEM, Storage, Wishes,
+    certificates, relay, replicas,
 };
-use crate::model::Route;
+use crate::model::{Digest, Route};
 
 /// An installation whose entrance may have to be opened first, for its domain to be known.
 #[derive(Debug, Clone)]
@@ -45,6 +47,7 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
     let replicas = replicas::wanted(wishes, before, bucket.as_ref())?;
     let storage = storage(wishes, before, found)?;
     let node = node(wishes, before, found, &entrance, &storage)?;
+    let certificates = certificates::settle(wishes, before, &entrance)?;
     let kept_image = before.map(|before| before.image.clone()).filter(|image| !image.starts_with(IMPORTED));
     let kept_domain = before.filter(|_| wishes.address.is_none()).map(|before| before.system_domain.clone());
     let system_domain = wishes.system_domain.clone().or(kept_domain).unwrap_or_default().to_ascii_lowercase();
@@ -79,12 +82,22 @@ pub fn settle(wishes: &Wishes, own_image: &str, found: Option<&Findings>) -> Res
         build_ca: authorities(wishes.build_ca_file.as_deref(), "--build-ca-file")?.or_else(|| before?.build_ca.clone()),
         bucket,
         bucket_ca: authorities(wishes.s3_ca_file.as_deref(), "--s3-ca-file")?.or_else(|| before?.bucket_ca.clone()),
+        certificates,
+        acme_ca: authorities(wishes.acme_ca_file.as_deref(), "--acme-ca-file")?.or_else(|| before?.acme_ca.clone()),
+        settings: before.and_then(|before| before.settings.clone()),
     };
     replicas::check(&installation)?;
     Ok(Draft { installation, address: wishes.address, magic_dns: wishes.magic_dns.clone(), certainty })
 }
 
 impl Draft {
+    /// The same with these settings of the daemon, in place of those of before.
+    pub fn with_settings(mut self, files: Option<&BTreeMap<String, Vec<u8>>>) -> Self {
+        let hash = |files| Digest::of(json!(files).to_string().as_bytes()).hex()[..16].to_owned();
+        self.installation.settings = files.map(hash).or(self.installation.settings);
+        self
+    }
+
     /// The installation where there is no cluster to ask for an address.
     pub fn without_cluster(mut self) -> Result<Installation, Error> {
         if let (true, Some(address)) = (self.installation.system_domain.is_empty(), self.address) {
