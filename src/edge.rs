@@ -314,7 +314,7 @@ impl Drop for Place {
 /// What both versions of HTTP are served with.
 fn server() -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true);
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true).max_buf_size(upstream::BUFFER);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
     server
 }
@@ -370,7 +370,10 @@ impl Connection {
         let service = service_fn(move |request: Request<hyper::body::Incoming>| {
             asked.notify_one();
             let edge = Arc::clone(&edge);
-            async move { Ok::<_, std::convert::Infallible>(edge.answer(request.map(Body::new), client).await) }
+            // A connection has a place for this as long as it is open, also while it is idle: that is to be a small one.
+            Box::pin(
+                async move { Ok::<_, std::convert::Infallible>(edge.answer(request.map(Body::new), client).await) },
+            )
         });
         let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
         // The server has a deadline for the head of a request, and none for what comes before the first one.
