@@ -6,6 +6,7 @@
 )]
 
 mod client;
+mod load;
 mod options;
 mod replacing;
 mod site;
