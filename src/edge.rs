@@ -348,7 +348,8 @@ impl Connection {
             Transport::Tls(tls) => {
                 let accepted = tokio::select! {
                     () = self.stop.cancelled() => return,
-                    accepted = tokio::time::timeout(HEAD, tls.accept(stream)) => accepted,
+                    // What a handshake takes, a connection has no place for afterwards.
+                    accepted = tokio::time::timeout(HEAD, Box::pin(tls.accept(stream))) => accepted,
                 };
                 let Ok(Ok(Some((stream, version)))) = accepted else { return };
                 let server = match version {
@@ -375,7 +376,8 @@ impl Connection {
                 async move { Ok::<_, std::convert::Infallible>(edge.answer(request.map(Body::new), client).await) },
             )
         });
-        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let connection = Box::pin(self.watcher.watch(connection));
         // The server has a deadline for the head of a request, and none for what comes before the first one.
         let silent = async {
             tokio::select! {
@@ -386,7 +388,7 @@ impl Connection {
         };
         tokio::select! {
             // A client that goes away is no event.
-            _ = self.watcher.watch(connection.into_owned()) => {}
+            _ = connection => {}
             () = silent => {}
         }
     }

@@ -76,7 +76,8 @@ impl Failure {
             return self.with_doubt();
         }
         let way = if ahead.is_negative() { "behind" } else { "ahead of" };
-        let clock = format!("the clock here is {:#} {way} the authority's: set it right", ahead.abs());
+        let minutes = SignedDuration::from_mins((ahead.abs().as_secs() + 30) / 60);
+        let clock = format!("the clock here is {minutes:#} {way} the authority's: set it right");
         let add = |cause: String| format!("{cause}; {clock}");
         match self {
             Self::Names(names) => Self::Names(names.into_iter().map(|(name, cause)| (name, add(cause))).collect()),
@@ -92,7 +93,8 @@ impl Failure {
 impl Failure {
     /// An authority whose own certificate is not valid now was not listened to: how late it is there, it has not said.
     fn with_doubt(self) -> Self {
-        let is_about_time = |cause: &str| ["not valid yet", "certificate expired"].iter().any(|said| cause.contains(said));
+        let is_about_time =
+            |cause: &str| ["not valid yet", "certificate expired"].iter().any(|said| cause.contains(said));
         match self {
             Self::Away(cause) if is_about_time(&cause) => {
                 let now = Timestamp::now();

@@ -249,7 +249,8 @@ impl Ordering<'_> {
                 continue;
             }
             let identifier = authorization.identifier();
-            let why = authorization.challenges.iter().find_map(|challenge| Some(of_challenge(challenge.error.as_ref()?)));
+            let why =
+                authorization.challenges.iter().find_map(|challenge| Some(of_challenge(challenge.error.as_ref()?)));
             names.push((identifier.to_string(), why.unwrap_or_else(|| "the authority does not say why".to_owned())));
         }
         match (names.is_empty(), error) {

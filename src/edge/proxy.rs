@@ -167,7 +167,10 @@ fn id() -> u64 {
 
 /// Makes one line of several, with one more value at the end.
 fn join(headers: &mut HeaderMap, name: &HeaderName, separator: &str, last: Option<String>) {
-    if !headers.contains_key(name) && last.is_none() {
+    if !headers.contains_key(name) {
+        if let Some(Ok(value)) = last.map(HeaderValue::try_from) {
+            headers.insert(name, value);
+        }
         return;
     }
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned);

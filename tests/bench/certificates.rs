@@ -32,7 +32,10 @@ const HOSTS: usize = 20;
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 fn main() {
-    let Some(internet) = Internet::enter("certificates of new routes", Manner { waits: false, ..Manner::default() }) else { return };
+    let Some(internet) = Internet::enter("certificates of new routes", Manner { waits: false, ..Manner::default() })
+    else {
+        return;
+    };
     let _ = rustls::crypto::ring::default_provider().install_default();
     let plain = plain(&internet);
     let daemon = Daemon::start_in(internet.surroundings(&[]), Packages::Shared, RunBy::Caller);
@@ -111,7 +114,9 @@ fn plain(internet: &Internet) -> Spread {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let answers = Answers::default();
-        let answer = |State(answers): State<Answers>, _: Uri| async move { answers.lock().expect("no panic").clone().unwrap_or_default() };
+        let answer = |State(answers): State<Answers>, _: Uri| async move {
+            answers.lock().expect("no panic").clone().unwrap_or_default()
+        };
         let router = Router::new().fallback(answer).with_state(Arc::clone(&answers));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:80").await.expect("port 80");
         let server = tokio::spawn(async move { axum::serve(listener, router).await });
@@ -160,7 +165,8 @@ impl HttpClient for Http {
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let Ok(body) = body.collect().await;
-            let sent = client.request(head.method, head.uri.to_string()).headers(head.headers).body(body.to_bytes()).send();
+            let sent =
+                client.request(head.method, head.uri.to_string()).headers(head.headers).body(body.to_bytes()).send();
             let failed = |error: reqwest::Error| instant_acme::Error::Other(Box::new(error));
             let answer = sent.await.map_err(failed)?;
             let mut response = http::Response::builder().status(answer.status());

@@ -119,7 +119,8 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     let problem = |kind: &str, detail: &str, header: (header::HeaderName, String)| {
         let problem = serde_json::json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": detail});
         let status = StatusCode::TOO_MANY_REQUESTS;
-        (status, [(header::CONTENT_TYPE, "application/problem+json".to_owned()), header], problem.to_string()).into_response()
+        (status, [(header::CONTENT_TYPE, "application/problem+json".to_owned()), header], problem.to_string())
+            .into_response()
     };
     match verdict {
         Verdict::Limit { seconds } => {

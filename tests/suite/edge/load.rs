@@ -95,9 +95,8 @@ fn ask(stream: &mut BufReader<impl Read + Write>, host: &str, path: &str) -> io:
     }
     let head = head.to_ascii_lowercase();
     let number = |text: Option<&str>| text.and_then(|text| text.trim().parse::<u16>().ok());
-    let length = number(head.lines().find_map(|line| line.strip_prefix("content-length:"))).ok_or_else(|| {
-        io::Error::other(format!("it says how long it is: {head}"))
-    })?;
+    let length = number(head.lines().find_map(|line| line.strip_prefix("content-length:")))
+        .ok_or_else(|| io::Error::other(format!("it says how long it is: {head}")))?;
     let mut body = vec![0; length.into()];
     stream.read_exact(&mut body)?;
     Ok((number(head.split(' ').nth(1)).unwrap_or_default(), String::from_utf8_lossy(&body).into_owned()))
