@@ -75,10 +75,11 @@ impl Failure {
     pub fn with_clock(self, heard: &Heard) -> Self {
         let ahead = heard.clock_ahead();
         if ahead.abs() < SKEW {
-            return self;
+            return self.with_doubt();
         }
         let way = if ahead.is_negative() { "behind" } else { "ahead of" };
-        let clock = format!("the clock here is {:#} {way} the authority's: set it right", ahead.abs());
+        let minutes = SignedDuration::from_mins((ahead.abs().as_secs() + 30) / 60);
+        let clock = format!("the clock here is {minutes:#} {way} the authority's: set it right");
         let add = |cause: String| format!("{cause}; {clock}");
         match self {
             Self::Names(names) => Self::Names(names.into_iter().map(|(name, cause)| (name, add(cause))).collect()),
@@ -88,6 +89,21 @@ impl Failure {
             Self::Refused(cause) => Self::Refused(add(cause)),
             Self::Front(cause) => Self::Front(cause),
             Self::Here(error) => Self::Here(error),
+        }
+    }
+}
+
+impl Failure {
+    /// An authority whose own certificate is not valid now was not listened to: how late it is there, it has not said.
+    fn with_doubt(self) -> Self {
+        let is_about_time =
+            |cause: &str| ["not valid yet", "certificate expired"].iter().any(|said| cause.contains(said));
+        match self {
+            Self::Away(cause) if is_about_time(&cause) => {
+                let now = Timestamp::now();
+                Self::Away(format!("{cause}; is the clock here right? It says {now:.0}"))
+            }
+            other => other,
         }
     }
 }

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use instant_acme::{AuthorizationStatus, ChallengeType, Identifier, NewOrder, Order, OrderStatus, RetryPolicy};
+use instant_acme::{
+    AuthorizationStatus, ChallengeType, Identifier, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
+};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
 use super::{
@@ -247,7 +249,8 @@ impl Ordering<'_> {
                 continue;
             }
             let identifier = authorization.identifier();
-            let why = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref()?.detail.clone());
+            let why =
+                authorization.challenges.iter().find_map(|challenge| Some(of_challenge(challenge.error.as_ref()?)));
             names.push((identifier.to_string(), why.unwrap_or_else(|| "the authority does not say why".to_owned())));
         }
         match (names.is_empty(), error) {
@@ -265,6 +268,18 @@ impl Ordering<'_> {
 
     fn failure(&self, error: instant_acme::Error) -> Failure {
         Failure::of(&error, &self.client.heard).with_clock(&self.client.heard)
+    }
+}
+
+/// Why a host was not found to be ours.
+fn of_challenge(problem: &Problem) -> String {
+    let said = problem.detail.as_deref().unwrap_or("the authority does not say why");
+    // RFC 8555, section 6.7.
+    match problem.r#type.as_deref() {
+        Some("urn:ietf:params:acme:error:connection") => {
+            format!("{said}; let everybody reach this machine at ports 80 and 443")
+        }
+        _ => said.to_owned(),
     }
 }
 

@@ -44,6 +44,11 @@ impl ApiError {
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         let id = request_id();
         tracing::error!(request.id = %id, error = %chain(error), "a request failed");
+        if is_full(error) {
+            let title =
+                "the disk with the data of epiniod is full: nothing was changed; make room on it, and repeat this";
+            return Self::new(StatusCode::INSUFFICIENT_STORAGE, title);
+        }
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("{error}; the daemon's log has the cause under request {id}"),
@@ -73,6 +78,14 @@ impl ApiError {
         let is_too_large = matches!(error, store::Error::TooLarge { .. });
         is_too_large.then(|| Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("{error}; make the environment smaller")))
     }
+}
+
+/// Whether the cause of all is a disk without room.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::{Error, ErrorKind};
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<Error>())
+        .any(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
 }
 
 impl IntoResponse for ApiError {

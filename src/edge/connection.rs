@@ -2,7 +2,6 @@
 
 use std::{
     net::SocketAddr,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -55,7 +54,8 @@ impl Connection {
                 let head = self.edge.settings.patience.head;
                 let accepted = tokio::select! {
                     () = self.stop.cancelled() => return,
-                    accepted = tokio::time::timeout(head, tls.accept(stream)) => accepted,
+                    // What a handshake takes, a connection has no place for afterwards.
+                    accepted = tokio::time::timeout(head, Box::pin(tls.accept(stream))) => accepted,
                 };
                 let Ok(Ok(Some((stream, version)))) = accepted else { return };
                 let server = match version {
@@ -78,13 +78,14 @@ impl Connection {
         let service = service_fn(move |request: Request<hyper::body::Incoming>| {
             let turn = Talk::turn(&asked);
             let edge = Arc::clone(&edge);
-            async move {
+            // A connection has a place for this as long as it is open, also while it is idle: that is to be a small one.
+            Box::pin(async move {
                 let response = edge.answer(request.map(Body::new), client).await;
                 turn.answered();
                 Ok::<_, std::convert::Infallible>(response)
-            }
+            })
         });
-        let mut connection = pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let mut connection = Box::pin(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let over = tokio::select! {
             // A client that goes away is no event.
             _ = connection.as_mut() => return,

@@ -11,11 +11,11 @@ use std::{
 use axum::body::{Body, Bytes};
 use http::{Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::{
     Client, Edge, body, h2c,
     pages::{self, Accept},
+    upstream::Arriving,
 };
 use crate::apps::{InFlight, Traffic};
 
@@ -77,7 +77,7 @@ fn counted(traffic: &Traffic, begun: Instant, page: Response<Body>) -> Response<
 
 /// The body of an answer on its way to the client. Its backend is busy until it has ended.
 pub(super) struct Answer {
-    body: Incoming,
+    body: Arriving,
     backend: InFlight,
     _stream: Option<h2c::Stream>,
     status: StatusCode,
@@ -86,7 +86,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub fn of(response: Response<Incoming>, backend: InFlight, begun: Instant) -> Response<Body> {
+    pub fn of(response: Response<Arriving>, backend: InFlight, begun: Instant) -> Response<Body> {
         let (mut parts, body) = response.into_parts();
         let (status, _stream) = (parts.status, parts.extensions.remove());
         Response::from_parts(parts, Body::new(Self { body, backend, _stream, status, begun, sent: 0 }))

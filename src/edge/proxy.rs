@@ -1,6 +1,14 @@
 //! One request on its way to an instance, and its response on the way back.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use axum::body::Body;
 use http::{
@@ -13,15 +21,22 @@ use super::{
     Client, body,
     deliver::{Answer, Failed, tunnel_is_open},
     pages::{self, Accept},
-    upstream::{Failure, Upstream},
+    upstream::{Arriving, Failure, Upstream},
 };
-use crate::{apps::InFlight, model::random_hex};
+use crate::apps::InFlight;
 
 /// How often a request that no instance has seen is tried elsewhere.
 const ATTEMPTS: usize = 3;
 /// RFC 9110, section 7.6.1: what is between two neighbours only.
-const HOP_BY_HOP: [&str; 7] =
-    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "proxy-authenticate"];
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+];
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -104,7 +119,7 @@ fn same<T>(request: &Request<T>) -> Request<Body> {
 
 /// The response as the client gets it. The backend is busy until its body, or the tunnel, has ended.
 fn finish(
-    mut response: Response<hyper::body::Incoming>,
+    mut response: Response<Arriving>,
     backend: InFlight,
     client_side: Option<hyper::upgrade::OnUpgrade>,
     begun: Instant,
@@ -147,7 +162,7 @@ fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderV
     }
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()));
     if !headers.contains_key(&REQUEST_ID)
-        && let Ok(value) = HeaderValue::from_str(&random_hex::<8>())
+        && let Ok(value) = HeaderValue::from_str(&format!("{:016x}", id()))
     {
         headers.insert(REQUEST_ID, value);
     }
@@ -170,8 +185,22 @@ fn to_http_2(request: &mut Request<Body>) {
     *request.version_mut() = Version::HTTP_2;
 }
 
+/// No other request has it, and it tells nothing: a number of its own for each, hashed with a secret of this process. What a
+/// kernel has of chance would cost a call of it for each request.
+fn id() -> u64 {
+    static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    SECRET.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Makes one line of several, with one more value at the end.
 fn join(headers: &mut HeaderMap, name: &HeaderName, separator: &str, last: Option<String>) {
+    if !headers.contains_key(name) {
+        if let Some(Ok(value)) = last.map(HeaderValue::try_from) {
+            headers.insert(name, value);
+        }
+        return;
+    }
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned);
     let values: Vec<String> = values.chain(last).collect();
     if let (false, Ok(value)) = (values.is_empty(), HeaderValue::from_str(&values.join(separator))) {

@@ -2,20 +2,34 @@
 //!
 //! A connection is made before a request is given away, so a request that nobody took (no connection, or one that its server
 //! had closed meanwhile) comes back whole, and can go to another instance whatever its method.
+//!
+//! Whoever waits for a response moves the bytes of its connection meanwhile. A task for each connection would have to be woken
+//! for each request and response, often on another processor. Only a request that goes on while its response does, and
+//! a tunnel, have one.
 
 use std::{
     collections::HashMap,
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use http::{Request, Response, StatusCode, Version};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::{
     body::Incoming,
-    client::conn::http1::{self, SendRequest},
+    client::conn::{
+        TrySendError,
+        http1::{self, SendRequest},
+    },
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -25,6 +39,9 @@ use super::h2c::Multiplexed;
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Connections that nobody uses are closed after this long: sooner than servers usually do (gunicorn waits 2 s, node 5 s).
 const IDLE: Duration = Duration::from_millis(1500);
+/// What is read or waits to be written, at most, on either side; so long may a head be. The allocator keeps blocks of this
+/// size, and asks the kernel for each that is much larger.
+pub(super) const BUFFER: usize = 64 << 10;
 
 #[derive(Default)]
 pub(super) struct Upstream {
@@ -40,8 +57,30 @@ struct Pool {
 }
 
 struct Idle {
-    sender: SendRequest<Body>,
+    link: Link,
     since: Instant,
+}
+
+/// A connection to an instance.
+struct Link {
+    sender: SendRequest<Body>,
+    /// What moves its bytes; none where a task of its own does.
+    driver: Option<Driver>,
+}
+
+type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
+/// The body of a response, and what it comes by.
+pub(super) struct Arriving {
+    body: Incoming,
+    link: Option<Link>,
+    home: Option<(Arc<Mutex<Pool>>, SocketAddr)>,
+}
+
+/// The body of a request, which says when nothing of it is left to send.
+struct Departing {
+    body: Body,
+    is_over: Arc<AtomicBool>,
 }
 
 /// Why a request has no response.
@@ -60,21 +99,21 @@ impl Upstream {
     ///
     /// # Errors
     /// Tells apart whether the instance can have seen anything of the request.
-    pub async fn send(&self, address: SocketAddr, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+    pub async fn send(&self, address: SocketAddr, request: Request<Body>) -> Result<Response<Arriving>, Failure> {
         if request.version() == Version::HTTP_2 {
-            return self.multiplexed.send(address, request).await;
+            return Ok(self.multiplexed.send(address, request).await?.map(Arriving::by_itself));
         }
-        let mut request = request;
+        let (mut request, sent) = watched(request);
         loop {
-            let (mut sender, reused) = match self.idle(address) {
-                Some(sender) => (sender, true),
-                None => match connect(address).await {
-                    Ok(sender) => (sender, false),
+            let (mut link, reused) = match self.idle(address) {
+                Some(link) => (link, true),
+                None => match Link::open(address).await {
+                    Ok(link) => (link, false),
                     Err(cause) => return Err(Failure::Refused { request: Box::new(request), cause }),
                 },
             };
-            let mut error = match sender.try_send_request(request).await {
-                Ok(response) => return Ok(self.answered(address, sender, response)),
+            let mut error = match link.exchange(request).await {
+                Ok(response) => return Ok(self.answered(address, link, response, sent.as_deref())),
                 Err(error) => error,
             };
             let unsent = error.take_message();
@@ -90,50 +129,162 @@ impl Upstream {
     }
 
     /// The connection that was used last: most likely it still is one.
-    fn idle(&self, address: SocketAddr) -> Option<SendRequest<Body>> {
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = pool.idle.get_mut(&address)?;
-        while let Some(Idle { sender, since }) = idle.pop() {
-            if since.elapsed() < IDLE && sender.is_ready() {
-                return Some(sender);
+    fn idle(&self, address: SocketAddr) -> Option<Link> {
+        loop {
+            let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+            let Idle { mut link, since } = pool.idle.get_mut(&address)?.pop()?;
+            drop(pool);
+            if since.elapsed() < IDLE && link.is_ready() {
+                return Some(link);
             }
         }
-        None
     }
 
-    /// Keeps a connection for when its response has ended. A tunnel is not for anybody else.
+    /// The connection stays with the response until that has ended. A tunnel is not for anybody else.
     fn answered(
         &self,
         address: SocketAddr,
-        mut sender: SendRequest<Body>,
+        mut link: Link,
         response: Response<Incoming>,
-    ) -> Response<Incoming> {
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let pool = Arc::clone(&self.pool);
-            tokio::spawn(async move {
-                if sender.ready().await.is_ok() {
-                    keep(&pool, address, sender);
-                }
-            });
+        sent: Option<&AtomicBool>,
+    ) -> Response<Arriving> {
+        let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if is_tunnel || sent.is_some_and(|is_over| !is_over.load(Ordering::Acquire)) {
+            // Whoever waits for the rest is told why there is none.
+            link.driver.take().map(tokio::spawn);
         }
-        response
+        let home = Some((Arc::clone(&self.pool), address)).filter(|_| !is_tunnel);
+        response.map(|body| {
+            let mut arriving = Arriving { body, link: Some(link), home };
+            arriving.check_end();
+            arriving
+        })
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<SendRequest<Body>> {
-    let stream = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await??;
-    stream.set_nodelay(true)?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    tokio::spawn(async move {
-        // Whoever waits for a response is told why there is none.
-        let _ = connection.with_upgrades().await;
-    });
-    Ok(sender)
+impl Link {
+    async fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await??;
+        stream.set_nodelay(true)?;
+        let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream));
+        let (sender, connection) = handshake.await.map_err(io::Error::other)?;
+        Ok(Self { sender, driver: Some(Box::pin(connection.with_upgrades())) })
+    }
+
+    async fn exchange(&mut self, request: Request<Body>) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        let mut response = pin!(self.sender.try_send_request(request));
+        let driver = &mut self.driver;
+        poll_fn(|context| {
+            drive(driver, context);
+            response.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// Whether another request can be sent. What the server did meanwhile is seen now.
+    fn is_ready(&mut self) -> bool {
+        drive(&mut self.driver, &mut Context::from_waker(Waker::noop()));
+        self.sender.is_ready()
+    }
 }
 
-fn keep(pool: &Arc<Mutex<Pool>>, address: SocketAddr, sender: SendRequest<Body>) {
+/// Moves what can be moved. Of a connection that is over whoever waits has heard.
+fn drive(driver: &mut Option<Driver>, context: &mut Context<'_>) {
+    if let Some(running) = driver
+        && running.as_mut().poll(context).is_ready()
+    {
+        *driver = None;
+    }
+}
+
+impl Arriving {
+    /// The connection has a task of its own, and others use it as well.
+    fn by_itself(body: Incoming) -> Self {
+        Self { body, link: None, home: None }
+    }
+
+    /// Gives the connection back when nothing of the response is left.
+    fn check_end(&mut self) {
+        if self.body.is_end_stream() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        // One that has a task of its own may still be sending.
+        if let (Some(link), Some((pool, address))) = (self.link.take(), self.home.take())
+            && link.driver.is_some()
+        {
+            keep(&pool, address, link);
+        }
+    }
+}
+
+impl http_body::Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        if let Some(link) = &mut self.link {
+            drive(&mut link.driver, context);
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(None) => self.end(),
+            Poll::Ready(Some(_)) => self.check_end(),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A request, and whether its body is sent, where it has one.
+fn watched(request: Request<Body>) -> (Request<Body>, Option<Arc<AtomicBool>>) {
+    if request.body().is_end_stream() {
+        return (request, None);
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&is_over);
+    (request.map(|body| Body::new(Departing { body, is_over: tell })), Some(is_over))
+}
+
+impl http_body::Body for Departing {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Departing {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+}
+
+fn keep(pool: &Arc<Mutex<Pool>>, address: SocketAddr, link: Link) {
     let mut kept = pool.lock().unwrap_or_else(PoisonError::into_inner);
-    kept.idle.entry(address).or_default().push(Idle { sender, since: Instant::now() });
+    kept.idle.entry(address).or_default().push(Idle { link, since: Instant::now() });
     if !kept.swept {
         kept.swept = true;
         tokio::spawn(sweep(Arc::clone(pool)));
@@ -146,7 +297,7 @@ async fn sweep(pool: Arc<Mutex<Pool>>) {
         tokio::time::sleep(IDLE / 2).await;
         let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
         pool.idle.retain(|_, idle| {
-            idle.retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
+            idle.retain_mut(|idle| idle.since.elapsed() < IDLE && idle.link.is_ready());
             !idle.is_empty()
         });
         if pool.idle.is_empty() {
@@ -221,7 +372,7 @@ mod tests {
         });
         upstream.send(address, request("x")).await.unwrap();
         server.await.unwrap();
-        let failure = upstream.send(address, request("words")).await.unwrap_err();
+        let failure = upstream.send(address, request("words")).await.err().expect("it fails");
         let Failure::Refused { request, .. } = failure else { panic!("{failure:?}") };
         assert_eq!(axum::body::to_bytes(request.into_body(), 10).await.unwrap(), "words");
     }
@@ -233,7 +384,7 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.read_u8().await.unwrap();
         });
-        let failure = upstream.send(address, request("x")).await.unwrap_err();
+        let failure = upstream.send(address, request("x")).await.err().expect("it fails");
         assert!(matches!(failure, Failure::Lost { reused: false, .. }), "{failure:?}");
         server.await.unwrap();
     }

@@ -233,10 +233,9 @@ impl Writer {
                 }
             }
             Err(error) => {
-                let cause = error.to_string();
-                tracing::error!(%error, "writing to the store failed");
+                tracing::error!(error = %crate::telemetry::chain(&error), "writing to the store failed");
                 for (answer, _) in answers {
-                    let _ = answer.send(Err(Error::Backend { doing: "writing".to_owned(), cause: cause.clone() }));
+                    let _ = answer.send(Err(again(&error)));
                 }
             }
         }
@@ -438,6 +437,16 @@ fn parse_position(bytes: &[u8]) -> Option<(u64, u64)> {
     let generation = bytes.get(..8)?.try_into().ok()?;
     let seq = bytes.get(8..16)?.try_into().ok()?;
     Some((u64::from_be_bytes(generation), u64::from_be_bytes(seq)))
+}
+
+/// An error once more: several may wait for one write.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::Io { doing, source } => {
+            Error::Io { doing: doing.clone(), source: std::io::Error::new(source.kind(), source.to_string()) }
+        }
+        other => Error::Backend { doing: "writing".to_owned(), cause: other.to_string() },
+    }
 }
 
 fn sled_failed(error: sled::Error) -> Error {

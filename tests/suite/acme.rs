@@ -1,6 +1,7 @@
 //! Certificates of the public: from a real authority (Pebble), on an internet of the test's own, where the daemon has the
 //! ports of the web.
 
+mod blocked;
 mod dns;
 mod proxy;
 mod trouble;

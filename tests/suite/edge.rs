@@ -12,6 +12,7 @@ mod front;
 mod grpc;
 mod http2;
 mod limits;
+mod load;
 mod options;
 mod replacing;
 mod site;

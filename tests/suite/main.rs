@@ -24,6 +24,7 @@ mod daemon_life;
 mod dashboard;
 mod edge;
 mod footprint;
+mod full_disk;
 mod launcher;
 mod lifecycle;
 mod own_image;

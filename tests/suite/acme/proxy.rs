@@ -31,6 +31,10 @@ pub enum Verdict {
     },
     /// The authority gets it; its answer takes longer than anybody waits.
     Hang,
+    /// It does what is asked, but for orders, and its clock is ahead by so many hours.
+    Later {
+        hours: i64,
+    },
 }
 
 pub struct Proxy {
@@ -112,12 +116,22 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         judge(&path)
     };
     *shared.asked.lock().expect("no panic").entry(path).or_default() += 1;
-    if let Verdict::Limit { seconds } = verdict {
-        let problem =
-            serde_json::json!({"type": "urn:ietf:params:acme:error:rateLimited", "detail": "too many of them"});
-        let kind = (header::CONTENT_TYPE, "application/problem+json".to_owned());
-        let again = (header::RETRY_AFTER, seconds.to_string());
-        return (StatusCode::TOO_MANY_REQUESTS, [kind, again], problem.to_string()).into_response();
+    let problem = |kind: &str, detail: &str, header: (header::HeaderName, String)| {
+        let problem = serde_json::json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": detail});
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        (status, [(header::CONTENT_TYPE, "application/problem+json".to_owned()), header], problem.to_string())
+            .into_response()
+    };
+    match verdict {
+        Verdict::Limit { seconds } => {
+            return problem("rateLimited", "too many of them", (header::RETRY_AFTER, seconds.to_string()));
+        }
+        Verdict::Later { hours } if request.uri().path() == ORDER => {
+            let then = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+            let date = then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            return problem("malformed", "this was asked long ago", (header::DATE, date));
+        }
+        _ => {}
     }
     let answer = pass(&shared, request).await;
     match verdict {

@@ -94,7 +94,8 @@ impl Daemon {
         Self::idle_in(Surroundings::default(), Packages::Shared, RunBy::Caller)
     }
 
-    fn idle_in(surroundings: Surroundings, packages: Packages, run_by: RunBy) -> Self {
+    /// The same, in other surroundings.
+    pub fn idle_in(surroundings: Surroundings, packages: Packages, run_by: RunBy) -> Self {
         let dir = tempfile::Builder::new().prefix("epiniod-test-").tempdir_in(scratch()).expect("a temporary folder");
         let run_by = if nix::unistd::Uid::effective().is_root() { run_by } else { RunBy::Caller };
         let mut daemon = Self {
