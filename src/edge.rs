@@ -7,6 +7,7 @@
 mod access;
 mod balancer;
 mod body;
+mod compress;
 mod connection;
 mod deliver;
 mod h2c;

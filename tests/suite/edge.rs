@@ -15,6 +15,7 @@ mod limits;
 mod options;
 mod replacing;
 mod site;
+mod tools;
 
 use epiniod::{
     apps::{Error, Settings},
