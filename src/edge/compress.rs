@@ -136,8 +136,8 @@ fn weaken(headers: &mut HeaderMap) {
 }
 
 enum Encoder {
-    Zstd(Box<ZstdEncoder<'static, Vec<u8>>>),
-    Gzip(GzEncoder<Vec<u8>>),
+    Zstd(ZstdEncoder<'static, Vec<u8>>),
+    Gzip(Box<GzEncoder<Vec<u8>>>),
 }
 
 impl Encoder {
@@ -146,9 +146,9 @@ impl Encoder {
             Encoding::Zstd => {
                 let mut encoder = ZstdEncoder::new(Vec::new(), ZSTD_LEVEL)?;
                 encoder.set_parameter(CParameter::WindowLog(ZSTD_WINDOW))?;
-                Self::Zstd(Box::new(encoder))
+                Self::Zstd(encoder)
             }
-            Encoding::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), Level::new(GZIP_LEVEL))),
+            Encoding::Gzip => Self::Gzip(Box::new(GzEncoder::new(Vec::new(), Level::new(GZIP_LEVEL)))),
         })
     }
 

@@ -68,7 +68,7 @@ impl Edge {
             (Ok(answer), Some(wish)) => wish.apply(answer),
             (Err(failed), _) => {
                 let Failed { page, backend } = *failed;
-                counted(backend.traffic(), begun, limits.answer(verdict.as_ref(), page, &accept))
+                counted(backend.traffic(), begun, limits.answer(&verdict, page, &accept))
             }
         }
     }
