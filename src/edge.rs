@@ -7,6 +7,7 @@
 mod access;
 mod balancer;
 mod body;
+mod compress;
 mod connection;
 mod deliver;
 mod h2c;
@@ -224,7 +225,7 @@ impl Edge {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        if response.status().is_success() { response } else { limits.answer(verdict.as_ref(), response, &accept) }
+        if response.status().is_success() { response } else { limits.answer(&verdict, response, &accept) }
     }
 
     /// A place for one more connection of an address.

@@ -69,7 +69,9 @@
 //!    the fewest requests in flight, and counts the request until its body (or websocket) has ended.
 //! 3. Instances are spoken to by HTTP/1.1, on connections that are kept; a websocket of HTTP/2 becomes one of HTTP/1.1. gRPC
 //!    goes by HTTP/2 without TLS, with its trailers, and its clients are told errors in its own codes.
-//! 4. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
+//! 4. Who is silent for long, sends more than is allowed, or takes most of its requests back is let go; a host may have limits
+//!    of its own in the settings file, as there are no charts with settings. Every answer is counted for its application.
+//! 5. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
 //!    another. Where nothing serves, a plain page says why.
 //!
 //! # A certificate

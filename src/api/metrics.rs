@@ -56,17 +56,16 @@ fn text(applications: &[(String, Counts, usize)]) -> String {
             histogram(text, labels, counts);
         }
     });
-    let bytes: [(&str, &str, fn(&Counts) -> u64); 2] = [
-        (RECEIVED, "Bytes of bodies of requests, and of websockets.", |counts| counts.received_bytes),
-        (SENT, "Bytes of bodies of answers, and of websockets.", |counts| counts.sent_bytes),
-    ];
-    for (name, help, value) in bytes {
-        family(name, "counter", help, &|text| {
-            for (labels, counts, _) in applications {
-                let _ = writeln!(text, "{name}{{{labels}}} {}", value(counts));
-            }
-        });
-    }
+    family(RECEIVED, "counter", "Bytes of bodies of requests, and of websockets.", &|text| {
+        for (labels, counts, _) in applications {
+            let _ = writeln!(text, "{RECEIVED}{{{labels}}} {}", counts.received_bytes);
+        }
+    });
+    family(SENT, "counter", "Bytes of bodies of answers, and of websockets.", &|text| {
+        for (labels, counts, _) in applications {
+            let _ = writeln!(text, "{SENT}{{{labels}}} {}", counts.sent_bytes);
+        }
+    });
     text
 }
 

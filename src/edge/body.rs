@@ -35,7 +35,7 @@ pub(super) struct Limits {
 
 /// Which limit a body did not keep to.
 #[derive(Clone, Default)]
-pub(super) struct Verdict(Arc<AtomicU8>);
+pub(super) struct Verdict(Option<Arc<AtomicU8>>);
 
 const TOO_LARGE: u8 = 1;
 const TOO_SLOW: u8 = 2;
@@ -59,6 +59,14 @@ enum Error {
     TooSlow(Duration),
 }
 
+impl Verdict {
+    fn is(&self, reason: u8) {
+        if let Some(verdict) = &self.0 {
+            verdict.store(reason, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Limits {
     /// The same request, held to the limits; an answer where it says itself that it does not keep to them.
     pub fn check(
@@ -66,25 +74,25 @@ impl Limits {
         request: Request<Body>,
         accept: &Accept,
         traffic: Option<&Arc<Traffic>>,
-    ) -> Result<(Request<Body>, Option<Verdict>), Box<Response<Body>>> {
+    ) -> Result<(Request<Body>, Verdict), Box<Response<Body>>> {
         if http_body::Body::is_end_stream(request.body()) {
-            return Ok((request, None));
+            return Ok((request, Verdict::default()));
         }
         if let Some(most) = self.most_bytes
             && http_body::Body::size_hint(request.body()).lower() > most
         {
             return Err(Box::new(pages::too_large(accept, most)));
         }
-        let kept = Verdict::default();
+        let kept = Verdict(Some(Arc::default()));
         let (verdict, traffic) = (kept.clone(), traffic.cloned());
         let request =
             request.map(|body| Body::new(Checked { body, limits: self, read: 0, traffic, silent: None, verdict }));
-        Ok((request, Some(kept)))
+        Ok((request, kept))
     }
 
     /// What is answered where a body was given up, and its request with it.
-    pub fn answer(self, verdict: Option<&Verdict>, response: Response<Body>, accept: &Accept) -> Response<Body> {
-        let verdict = verdict.map(|verdict| verdict.0.load(Ordering::Relaxed));
+    pub fn answer(self, verdict: &Verdict, response: Response<Body>, accept: &Accept) -> Response<Body> {
+        let verdict = verdict.0.as_ref().map(|verdict| verdict.load(Ordering::Relaxed));
         match (verdict, self.most_bytes, self.silence) {
             (Some(TOO_LARGE), Some(most), _) => pages::too_large(accept, most),
             (Some(TOO_SLOW), _, Some(silence)) => pages::too_slow(accept, silence),
@@ -106,14 +114,14 @@ impl http_body::Body for Checked {
             let Some(silence) = this.limits.silence else { return Poll::Pending };
             let silent = this.silent.get_or_insert_with(|| Box::pin(sleep(silence)));
             ready!(silent.as_mut().poll(context));
-            this.verdict.0.store(TOO_SLOW, Ordering::Relaxed);
+            this.verdict.is(TOO_SLOW);
             return Poll::Ready(Some(Err(axum::Error::new(Error::TooSlow(silence)))));
         };
         this.silent = None;
         if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
             this.read += data.len() as u64;
             if let Some(most) = this.limits.most_bytes.filter(|most| this.read > *most) {
-                this.verdict.0.store(TOO_LARGE, Ordering::Relaxed);
+                this.verdict.is(TOO_LARGE);
                 return Poll::Ready(Some(Err(axum::Error::new(Error::TooLarge(most)))));
             }
         }

@@ -13,7 +13,9 @@ use http::{Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 
 use super::{
-    Client, Edge, body, h2c,
+    Client, Compression, Edge, body,
+    compress::Wish,
+    h2c,
     pages::{self, Accept},
     upstream::Arriving,
 };
@@ -46,6 +48,7 @@ impl Edge {
             // Both sides of a call may be silent as long as they like.
             silence: Some(self.settings.patience.body).filter(|_| accept != Accept::Grpc),
         };
+        let wish = route.compression.filter(|chosen| *chosen == Compression::On).and_then(|_| Wish::of(&request));
         let (request, verdict) = match limits.check(request, &accept, Some(backend.traffic())) {
             Ok(checked) => checked,
             Err(page) => return counted(backend.traffic(), begun, *page),
@@ -60,10 +63,20 @@ impl Edge {
                 Err(_) => return counted(&traffic, begun, pages::too_late(&accept, most)),
             },
         };
-        answer.unwrap_or_else(|failed| {
-            let Failed { page, backend } = *failed;
-            counted(backend.traffic(), begun, limits.answer(verdict.as_ref(), page, &accept))
-        })
+        match answer {
+            Ok(answer) => {
+                // Who answers before it has read everything may be as fast as the limit is.
+                let answer = limits.answer(&verdict, answer, &accept);
+                match wish {
+                    Some(wish) => wish.apply(answer),
+                    None => answer,
+                }
+            }
+            Err(failed) => {
+                let Failed { page, backend } = *failed;
+                counted(backend.traffic(), begun, limits.answer(&verdict, page, &accept))
+            }
+        }
     }
 }
 

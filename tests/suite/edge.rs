@@ -10,12 +10,14 @@ mod client;
 mod frames;
 mod front;
 mod grpc;
-mod http2;
+pub mod http2;
 mod limits;
 mod load;
+mod metrics;
 mod options;
 mod replacing;
 mod site;
+mod tools;
 
 use epiniod::{
     apps::{Error, Settings},

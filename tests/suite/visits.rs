@@ -8,10 +8,19 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Body;
 use futures::{SinkExt as _, StreamExt as _};
+use http::{HeaderValue, Request, StatusCode};
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, client::IntoClientRequest as _, protocol::Role},
+};
 
+use crate::edge::http2::connect;
 use crate::support::{Daemon, get, not_run, sample, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -202,19 +211,44 @@ fn a_port_that_nobody_listens_on_is_told_for_each_connection() {
     }
 }
 
-/// What a client of Epinio does, in a version of the protocol: the frames of one command, until the end.
-async fn frames(daemon: &Daemon, protocol: &'static str, said: Vec<Message>) -> Vec<Message> {
+/// One command, without the scheme of its address.
+fn command(daemon: &Daemon) -> String {
     let credential = format!("admin:{}", daemon.password);
     let token = crate::support::request(&["-u", &credential, &daemon.api("/api/v1/authtoken")]).expect("an answer");
     let token: Value = serde_json::from_str(&token.body).expect("JSON");
     let path = "/wapi/v1/namespaces/workspace/applications/visited/exec?command=sh&command=-c";
     let script = "read%20line;echo%20$line;echo%20aside%20%3E%262;exit%204";
     let token = token["token"].as_str().expect("a token");
-    let url = format!("ws://127.0.0.1:{}{path}&command={script}&authtoken={token}", daemon.port);
-    let mut request = url.into_client_request().expect("a request");
+    format!("127.0.0.1:{}{path}&command={script}&authtoken={token}", daemon.port)
+}
+
+/// What a client of Epinio does, in a version of the protocol: the frames of one command, until the end.
+async fn frames(daemon: &Daemon, protocol: &'static str, said: Vec<Message>) -> Vec<Message> {
+    let mut request = format!("ws://{}", command(daemon)).into_client_request().expect("a request");
     request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().expect("a header"));
-    let (mut socket, answer) = tokio_tungstenite::connect_async(request).await.expect("a websocket");
+    let (socket, answer) = tokio_tungstenite::connect_async(request).await.expect("a websocket");
     assert_eq!(answer.headers()["sec-websocket-protocol"], protocol, "clients want their own version back");
+    converse(socket, said).await
+}
+
+/// The same over HTTP/2.
+async fn frames_over_http_2(daemon: &Daemon, protocol: &'static str, said: Vec<Message>) -> Vec<Message> {
+    let mut sender = connect(([127, 0, 0, 1], daemon.port).into()).await;
+    let request = Request::connect(format!("http://{}", command(daemon))).header("sec-websocket-version", "13");
+    let request = request.header("sec-websocket-protocol", protocol).extension(Protocol::from_static("websocket"));
+    let answer = sender.send_request(request.body(Body::empty()).expect("a request")).await.expect("an answer");
+    assert_eq!(
+        (answer.status(), &answer.headers()["sec-websocket-protocol"]),
+        (StatusCode::OK, &HeaderValue::from_static(protocol))
+    );
+    let stream = TokioIo::new(hyper::upgrade::on(answer).await.expect("a tunnel"));
+    converse(WebSocketStream::from_raw_socket(stream, Role::Client, None).await, said).await
+}
+
+async fn converse(
+    mut socket: WebSocketStream<impl AsyncRead + AsyncWrite + Unpin>,
+    said: Vec<Message>,
+) -> Vec<Message> {
     for message in said {
         socket.send(message).await.expect("it listens");
     }
@@ -253,4 +287,6 @@ async fn clients_of_epinio_speak_their_versions_of_the_protocol() {
     assert!(ended.contains(&binary(1, "\n")), "{ended:?}");
     let page = frames(&daemon, "base64.channel.k8s.io", vec![Message::Text("0dHlwZWQK".into())]).await;
     assert!(page.contains(&Message::Text("1dHlwZWQK".into())), "{page:?}");
+    let newer = frames_over_http_2(&daemon, "v5.channel.k8s.io", vec![binary(0, "typed\n")]).await;
+    assert!(newer.contains(&binary(1, "typed\n")) && newer.contains(&binary(2, "aside\n")), "{newer:?}");
 }

@@ -151,7 +151,8 @@ async fn requests_that_are_taken_back_at_once_end_the_connection() {
         (sent, reader.join().unwrap())
     })
     .await;
-    assert!((90..1000).contains(&sent), "after {sent}");
+    // On a busy machine some wait to be looked at, of which there may be 20.
+    assert!((20..1000).contains(&sent), "after {sent}");
     assert!(error.is_some(), "no more are taken");
     front.close().await;
 }

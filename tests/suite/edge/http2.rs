@@ -1,5 +1,7 @@
 //! What clients of HTTP/2 get: websockets by an extended CONNECT.
 
+use std::net::SocketAddr;
+
 use axum::body::Body;
 use epiniod::model::AppChange;
 use futures::{SinkExt as _, StreamExt as _};
@@ -19,8 +21,8 @@ use super::site::Site;
 use crate::sandbox::house::{PATIENCE, as_root};
 
 /// A connection with prior knowledge.
-async fn connect(site: &Site) -> SendRequest<Body> {
-    let stream = TcpStream::connect(site.address).await.expect("the edge accepts connections");
+pub async fn connect(address: SocketAddr) -> SendRequest<Body> {
+    let stream = TcpStream::connect(address).await.expect("the edge accepts connections");
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .expect("it speaks HTTP/2");
@@ -48,7 +50,7 @@ fn websockets_share_a_connection_of_http_2_with_other_requests() {
     as_root(async {
         let site = Site::open().await;
         site.serve("chat", AppChange::default()).await;
-        let mut sender = connect(&site).await;
+        let mut sender = connect(site.address).await;
         let mut first = upgraded(tunnel(&mut sender, "http://chat.localhost/a", "websocket").await).await;
         let mut second = upgraded(tunnel(&mut sender, "http://chat.localhost/b", "websocket").await).await;
         for text in ["hello", "and again"] {
@@ -79,7 +81,7 @@ fn websockets_share_a_connection_of_http_2_with_other_requests() {
 fn the_websockets_of_the_api_are_there_over_http_2_too() {
     as_root(async {
         let site = Site::open().await;
-        let mut sender = connect(&site).await;
+        let mut sender = connect(site.address).await;
         let stream = upgraded(tunnel(&mut sender, "http://localhost/echo", "websocket").await).await;
         let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
         socket.send(Message::text("hello")).await.unwrap();
@@ -93,7 +95,7 @@ fn the_websockets_of_the_api_are_there_over_http_2_too() {
 fn what_is_no_websocket_is_no_tunnel() {
     as_root(async {
         let site = Site::open().await;
-        let mut sender = connect(&site).await;
+        let mut sender = connect(site.address).await;
         for (url, protocol, status, said) in [
             ("http://localhost/ready", "websocket", 502, "as a websocket is none"),
             ("http://localhost/ready", "connect-udp", 501, "this is no proxy"),
