@@ -101,12 +101,14 @@
 //!    repositories. The daemon's own image is there as well.
 //! 4. A release is what the one Deployment of the application is at. The cluster rolls it, pod by pod; when it does not come
 //!    up within the health gate's time, the Deployment goes back to the pod template of the release before.
-//! 5. Where there is an ingress class, each application gets an Ingress; where there is none, the daemon's own edge
-//!    routes to the addresses of pods.
+//! 5. Where there is an ingress class, each application gets an Ingress, with a Secret for each host that has a certificate;
+//!    where there is none, the daemon's own edge routes to the addresses of pods, and speaks TLS as on one machine. It sends
+//!    clients to TLS where certificates of the public are asked for; whether a controller does is the controller's to decide.
+//!    With `--tls-issuer` ingresses ask cert-manager, and the daemon nobody.
 //! 6. On a bucket there may be several daemons. One leads and has a label, which the services select; the others are ready,
 //!    and answer 503 to whoever asks them all the same. One that ends gives the Lease back when its last write is done, and
 //!    answers 503 until nodes have learnt of the next one. One that falls silent loses the Lease after 15 s, and its label to
-//!    the next. Nothing in a pod is missed: what the next one does not find in the cluster or in the bucket it makes anew.
+//!    the next. Only the one that leads orders certificates. Nothing in a pod is missed: what the next one does not find in the cluster or in the bucket it makes anew.
 //!
 //! # A look inside
 //!

@@ -36,6 +36,7 @@ Examples:
   epiniod install --image registry.example.com/epiniod     an image that the nodes can pull
   epiniod install --storage-path /var/lib/epiniod          a bare cluster without storage classes
   epiniod install --ingress traefik                        brings Traefik along
+  epiniod install --ingress-class nginx --tls-issuer NAME  certificates by cert-manager
   epiniod install --s3-bucket images --replicas 2          a second daemon takes over when the first one goes
   epiniod install --dry-run                                what would be created and changed";
 

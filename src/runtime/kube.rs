@@ -212,8 +212,12 @@ impl Runtime for KubeRuntime {
     }
 
     async fn expose(&self, routes: Vec<(Namespace, AppName, Vec<Route>)>) -> Result<(), Error> {
+        let settings = &self.cluster.settings;
+        if settings.ingress_class.is_none() && settings.api_host.is_none() {
+            return Ok(());
+        }
         // Where the daemon's own edge routes there are no ingresses, also none of a time when a controller did.
-        let routes = if self.cluster.settings.ingress_class.is_some() { routes } else { Vec::new() };
+        let routes = if settings.ingress_class.is_some() { routes } else { Vec::new() };
         self.facade.expose(&self.cluster, routes).await
     }
 

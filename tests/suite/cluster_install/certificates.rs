@@ -25,10 +25,10 @@ const PAGE: &str = "Static sample";
 const GREETING: &str = "Hello from the Procfile sample";
 
 #[test]
-fn routes_and_the_api_have_certificates_behind_traefik_and_at_the_own_edge() {
+fn routes_and_the_api_have_certificates_behindtraefik_and_at_the_own_edge() {
     let what = "certificates of the public in a cluster";
     let Some(place) = Turn::take(what) else { return };
-    let _traefik = Traefik::serves(&place);
+    let traefik = Traefik::serves(&place);
     let Some(site) = Site::make(&place, what) else { return };
     place.import_image();
     let data = place.folder("certified");
@@ -68,7 +68,7 @@ fn routes_and_the_api_have_certificates_behind_traefik_and_at_the_own_edge() {
     assert_eq!(site.secrets("workspace"), ["epiniod-tls-shop.paas.test"]);
 
     by_cert_manager(&site);
-    drop(_traefik);
+    drop(traefik);
     at_the_own_edge(&site);
 }
 

@@ -377,10 +377,15 @@ mod tests {
             region: None,
         });
         odd.bucket_ca = odd.build_ca.clone();
+        odd.acme_ca = odd.build_ca.clone();
+        odd.settings = Some("0123456789abcdef".to_owned());
         odd.debian_mirror = Some("http://mirror.example.com/debian".to_owned());
         vec![
             installation(Entrance::Edge(Exposure::LoadBalancer), claim(None)),
-            installation(Entrance::Class("nginx".to_owned()), claim(Some("fast"))),
+            Installation {
+                certificates: Certificates { issuer: Some("own: \"x\"".to_owned()), ..Certificates::default() },
+                ..installation(Entrance::Class("nginx".to_owned()), claim(Some("fast")))
+            },
             Installation {
                 pulls: relay::Pulls { wish: relay::RegistryRelay::Auto, by: relay::Way::Relay },
                 ..installation(traefik(Exposure::LoadBalancer), Storage::Ephemeral)
@@ -416,14 +421,25 @@ mod tests {
         let manifests = plan(&odd);
         let pod = &find(&manifests, "Deployment", "epiniod")["spec"]["template"]["spec"];
         assert_eq!(pod["containers"][0]["env"][3]["value"], odd.environment["HTTPS_PROXY"]);
-        assert_eq!(pod["containers"][0]["ports"][0]["hostPort"], 80);
+        let of_node = |port: usize| &pod["containers"][0]["ports"][port]["hostPort"];
+        assert_eq!((of_node(0), of_node(1)), (&json!(80), &json!(443)));
         assert_eq!(find(&manifests, "ConfigMap", "epiniod-trust")["data"]["ca.crt"], *odd.build_ca.as_ref().unwrap());
         let Storage::Node { path, .. } = &odd.storage else { unreachable!() };
         assert_eq!(find(&manifests, "PersistentVolume", "epiniod-data")["spec"]["local"]["path"], *path);
         let record = &find(&manifests, "Deployment", "epiniod")["metadata"]["annotations"][super::super::INSTALLATION];
         let read: Installation = serde_json::from_str(record.as_str().unwrap()).unwrap();
-        let (build_ca, bucket_ca) = (odd.build_ca.clone(), odd.bucket_ca.clone());
-        assert_eq!(Installation { build_ca, bucket_ca, ..read }, odd);
+        let (build_ca, bucket_ca, acme_ca) = (odd.build_ca.clone(), odd.bucket_ca.clone(), odd.acme_ca.clone());
+        assert_eq!(Installation { build_ca, bucket_ca, acme_ca, ..read }, odd);
+    }
+
+    #[test]
+    fn the_ingress_of_the_api_asks_cert_manager_where_that_is_wished_and_else_says_nothing_of_tls() {
+        let ingress = |installation: &Installation| find(&plan(installation), "Ingress", "epiniod").clone();
+        let (issued, ours) = (ingress(&all()[1]), ingress(&all()[2]));
+        assert_eq!(issued["metadata"]["annotations"]["cert-manager.io/cluster-issuer"], "own: \"x\"");
+        let tls = json!([{ "hosts": ["epinio.apps.example.com"], "secretName": "tls-epinio.apps.example.com" }]);
+        assert_eq!(issued["spec"]["tls"], tls);
+        assert!(ours["spec"].get("tls").is_none(), "it is the daemon's to say");
     }
 
     #[test]
