@@ -8,6 +8,7 @@
 //! types. One machine has a [`DiskStore`], a cluster a [`kube::KubeStore`].
 
 mod disk;
+mod index;
 mod journal;
 pub mod kube;
 mod object;

@@ -110,7 +110,8 @@ impl Issued {
         if let Some(missing) = names.iter().find(|name| !has(name)) {
             return Err(wrong(format!("it is not for {missing}")));
         }
-        let (renewal, look) = (renewal(not_before, not_after, jitter), Timestamp::now());
+        let look = Timestamp::now();
+        let renewal = renewal(not_before, not_after, jitter).max(soonest(not_before, not_after, look));
         let issued = Self { chain, key, directory: directory.to_owned(), not_before, not_after, renewal, look };
         issued.certified()?;
         Ok(issued)
@@ -142,4 +143,29 @@ pub(super) fn renewal(not_before: Timestamp, not_after: Timestamp, jitter: f64) 
     let life = not_after.duration_since(not_before).as_secs_f64();
     let share = 0.64 + 0.05 * jitter;
     not_before + SignedDuration::from_millis((life * share * 1000.0) as i64)
+}
+
+/// A tenth of its life from when it came. Where the clock here is far ahead each new certificate is an old one, and an
+/// authority would be asked for the next at once, and again.
+fn soonest(not_before: Timestamp, not_after: Timestamp, now: Timestamp) -> Timestamp {
+    now + not_after.duration_since(not_before) / 10
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_old_when_it_comes_is_not_renewed_at_once() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 3, 31));
+        let chain = params.self_signed(&key).unwrap().pem();
+        let names = ["a.test".to_owned()];
+        let issued = Issued::read(chain, key.serialize_pem(), "https://ca.test", &names, 0.5).unwrap();
+        let days = issued.renewal.duration_since(Timestamp::now()).as_hours() / 24;
+        assert!((8..=9).contains(&days), "{days} days");
+    }
 }

@@ -274,13 +274,12 @@ impl Ordering<'_> {
 /// Why a host was not found to be ours.
 fn of_challenge(problem: &Problem) -> String {
     let said = problem.detail.as_deref().unwrap_or("the authority does not say why");
-    // RFC 8555, section 6.7.
-    match problem.r#type.as_deref() {
-        Some("urn:ietf:params:acme:error:connection") => {
-            format!("{said}; let everybody reach this machine at ports 80 and 443")
-        }
-        _ => said.to_owned(),
+    // RFC 8555, section 6.7, which not all keep to.
+    let is_connection = problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:connection");
+    if is_connection || said.contains("connect") {
+        return format!("{said}; let everybody reach this machine at ports 80 and 443");
     }
+    said.to_owned()
 }
 
 /// What is to be signed, DER.

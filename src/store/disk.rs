@@ -3,21 +3,27 @@
 //! One thread writes. It takes all commands that wait, checks each against what is there, appends
 //! them to the journal with one sync, applies them to sled, and only then answers: concurrent
 //! writers share a sync. sled remembers how far it has applied the journal; when it is absent,
-//! broken or behind, it is made from the journal.
+//! broken or behind, it is made from the journal; also while the daemon runs, as after a disk that was full.
 
 use std::{
     collections::HashMap,
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{broadcast, oneshot};
 
 use super::{
     Error, Event, Key, Kind, MAX_OBJECT_BYTES, Object, Page, Slice, Store,
+    index::{
+        POSITION, Replay, SUBSTITUTE, apply, decode, index_key, key_of, kind_prefix, open_sled, position, read,
+        remove_substitutes, replay, sled_failed,
+    },
     journal::{Entry, Journal, Write},
     object::new_uid,
 };
@@ -26,12 +32,10 @@ use super::{
 const WATCH_BUFFER: usize = 1024;
 /// The most writes that share a sync.
 const MAX_GROUP: usize = 256;
-/// Under this key sled has (generation, sequence number) of the last entry that it has.
-const POSITION: &[u8] = b"\0position";
 
 /// The store of one machine.
 pub struct DiskStore {
-    index: sled::Tree,
+    index: Arc<ArcSwap<sled::Tree>>,
     commands: mpsc::SyncSender<Command>,
     watchers: Arc<Watchers>,
 }
@@ -63,6 +67,7 @@ impl DiskStore {
             let removed = fs::remove_dir_all(&index).and_then(|()| fs::remove_file(&damaged));
             removed.map_err(io("removing the damaged index of"))?;
         }
+        remove_substitutes(dir).map_err(io("removing an old index of"))?;
         let database = open_sled(&index)?;
         let index = database.open_tree("objects").map_err(sled_failed)?;
         let journal = match replay(dir, &index) {
@@ -79,11 +84,15 @@ impl DiskStore {
         let watchers: Arc<Watchers> =
             Arc::new(Kind::ALL.into_iter().map(|kind| (kind, broadcast::Sender::new(WATCH_BUFFER))).collect());
         let (commands, queue) = mpsc::sync_channel(MAX_GROUP);
+        let index = Arc::new(ArcSwap::from_pointee(index));
         let writer = Writer {
             journal,
-            index: index.clone(),
+            index: Arc::clone(&index),
             watchers: Arc::clone(&watchers),
+            dir: dir.to_owned(),
             damaged,
+            failure: None,
+            substitutes: 0,
             _database: database,
             _lock: lock,
         };
@@ -116,7 +125,7 @@ impl DiskStore {
 #[async_trait]
 impl Store for DiskStore {
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
-        read(&self.index, key)
+        read(&self.index.load(), key)
     }
 
     async fn list(&self, kind: Kind, page: &Page) -> Result<Slice, Error> {
@@ -129,7 +138,7 @@ impl Store for DiskStore {
             None => prefix.clone(),
         };
         let mut objects: Vec<Object> = Vec::new();
-        for found in self.index.range(start..) {
+        for found in self.index.load_full().range(start..) {
             let (key, value) = found.map_err(sled_failed)?;
             if !key.starts_with(&prefix) {
                 break;
@@ -164,8 +173,13 @@ impl Store for DiskStore {
 /// The one that writes.
 struct Writer {
     journal: Journal,
-    index: sled::Tree,
+    index: Arc<ArcSwap<sled::Tree>>,
     watchers: Arc<Watchers>,
+    dir: PathBuf,
+    /// Of the index, until another one took its place.
+    failure: Option<Error>,
+    /// How often another index took the place of one that failed.
+    substitutes: u32,
     /// A file that is there when the index is not to be trusted.
     damaged: PathBuf,
     _database: sled::Db,
@@ -179,6 +193,7 @@ impl Writer {
         while let Ok(first) = queue.recv() {
             let mut group = vec![first];
             group.extend(queue.try_iter().take(MAX_GROUP - 1));
+            self.mend();
             self.commit(group);
             if let Err(error) = self.compact() {
                 tracing::error!(%error, "compacting the journal failed; it is tried again when it is twice as large");
@@ -242,19 +257,64 @@ impl Writer {
     }
 
     fn write(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        self.journal.append(entries)?;
-        let applied = apply(&self.index, self.journal.generation, entries);
-        if let Err(error) = &applied {
-            // What is in the journal and not in the index would be seen by nobody until the next start.
-            self.journal.give_up(error.to_string());
+        if let Some(failure) = &self.failure {
+            return Err(again(failure));
         }
-        applied
+        self.journal.append(entries)?;
+        if let Err(error) = apply(&self.index.load(), self.journal.generation, entries) {
+            // What is in the journal and not in the index would be seen by nobody until there is another one.
+            tracing::error!(error = %crate::telemetry::chain(&error), "the store takes no more writes for now");
+            self.failure = Some(again(&error));
+            self.mend();
+        }
+        self.failure.as_ref().map_or(Ok(()), |failure| Err(again(failure)))
+    }
+
+    /// An index that failed stays so, also when the disk has room again. Another one is made from the journal.
+    fn mend(&mut self) {
+        if self.failure.is_none() || self.journal.is_broken() {
+            return;
+        }
+        match self.substitute() {
+            Ok(()) => {
+                self.failure = None;
+                tracing::warn!("the index of the store failed, and was made again from the journal");
+            }
+            Err(error) => {
+                let error = crate::telemetry::chain(&error);
+                tracing::error!(error, "the index of the store cannot be made again yet");
+            }
+        }
+    }
+
+    fn substitute(&mut self) -> Result<(), Error> {
+        // The next start is not to trust the one that failed.
+        let doing = || format!("noting that the index of {} failed", self.dir.display());
+        File::create(&self.damaged).map_err(|source| Error::Io { doing: doing(), source })?;
+        self.substitutes += 1;
+        let path = self.dir.join(format!("{SUBSTITUTE}{}", self.substitutes));
+        self.substitute_in(&path).inspect_err(|_| {
+            let _ = fs::remove_dir_all(&path);
+        })
+    }
+
+    fn substitute_in(&mut self, path: &Path) -> Result<(), Error> {
+        let database = open_sled(path)?;
+        let index = database.open_tree("objects").map_err(sled_failed)?;
+        let journal = replay(&self.dir, &index).map_err(|error| match error {
+            Replay::Failed(error) => error,
+            Replay::Index => sled_failed(sled::Error::Unsupported("an empty index cannot be used".to_owned())),
+        })?;
+        database.flush().map_err(sled_failed)?;
+        self.index.store(Arc::new(index));
+        (self.journal, self._database) = (journal, database);
+        Ok(())
     }
 
     fn check(&self, request: Request, seq: u64, pending: &HashMap<Key, Option<Object>>) -> Result<Write, Error> {
         let current = |key: &Key| match pending.get(key) {
             Some(pending) => Ok(pending.clone()),
-            None => read(&self.index, key),
+            None => read(&self.index.load(), key),
         };
         match request {
             Request::Put(mut object) => {
@@ -286,7 +346,7 @@ impl Writer {
     }
 
     fn compact(&mut self) -> Result<(), Error> {
-        if !self.journal.is_due() {
+        if self.failure.is_some() || !self.journal.is_due() {
             return Ok(());
         }
         let compacted = self.try_compact();
@@ -297,7 +357,7 @@ impl Writer {
     }
 
     fn try_compact(&mut self) -> Result<(), Error> {
-        let index = self.index.clone();
+        let index = self.index.load_full();
         let values = || {
             let pairs = index.iter().filter(|pair| pair.as_ref().map_or(true, |(key, _)| &**key != POSITION));
             pairs.map(|pair| pair.map(|(_, value)| value).map_err(sled_failed))
@@ -311,7 +371,7 @@ impl Writer {
             Ok(false) => Ok(()),
             Ok(true) => {
                 let at = position(self.journal.generation, self.journal.last_seq);
-                self.index.insert(POSITION, at).map_err(sled_failed).map(drop)
+                self.index.load().insert(POSITION, at).map_err(sled_failed).map(drop)
             }
             Err(error) => {
                 // The journal has everything: the next start makes the index from it.
@@ -321,74 +381,6 @@ impl Writer {
                 }
                 Err(error)
             }
-        }
-    }
-}
-
-enum Replay {
-    /// The index cannot be used with this journal.
-    Index,
-    Failed(Error),
-}
-
-/// Brings the index to where the journal is.
-fn replay(dir: &Path, index: &sled::Tree) -> Result<Journal, Replay> {
-    let failed = |error| Replay::Failed(sled_failed(error));
-    let known = index.get(POSITION).map_err(|_| Replay::Index)?.and_then(|bytes| parse_position(&bytes));
-    if known.is_none() {
-        index.clear().map_err(failed)?;
-    }
-    let mut stale = false;
-    let journal = Journal::open(dir, |generation, entry| {
-        match known {
-            Some((known_generation, _)) if known_generation != generation => stale = true,
-            Some((_, seq)) if entry.seq <= seq => {}
-            _ => apply(index, generation, &[entry])?,
-        }
-        Ok(())
-    })
-    .map_err(Replay::Failed)?;
-    match known {
-        _ if stale => Err(Replay::Index),
-        // An index that knows more than the journal belongs to another one.
-        Some((generation, seq)) if generation != journal.generation || seq > journal.last_seq => Err(Replay::Index),
-        _ => Ok(journal),
-    }
-}
-
-fn apply(index: &sled::Tree, generation: u64, entries: &[Entry]) -> Result<(), Error> {
-    let mut batch = sled::Batch::default();
-    for Entry { seq, write, .. } in entries {
-        let key = key_of(write);
-        let at = index_key(key.kind, &key.namespace, &key.name);
-        match write {
-            Write::Put(object) => {
-                let value =
-                    serde_json::to_vec(object).map_err(|source| Error::Malformed { key: key.clone(), source })?;
-                batch.insert(at, value);
-            }
-            Write::Delete(_) => batch.remove(at),
-        }
-        batch.insert(POSITION, position(generation, *seq));
-    }
-    index.apply_batch(batch).map_err(sled_failed)
-}
-
-fn open_sled(path: &Path) -> Result<sled::Db, Error> {
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        // A snapshot that was being written when the process died keeps sled from opening.
-        if entry.file_name().to_string_lossy().ends_with(".generating") {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-    let config = sled::Config::new().path(path).cache_capacity(1 << 20).flush_every_ms(Some(5_000));
-    match config.open() {
-        Ok(database) => Ok(database),
-        Err(error) => {
-            tracing::warn!(%error, "the index of the store is broken; it is made again from the journal");
-            let doing = || format!("removing the broken index {}", path.display());
-            fs::remove_dir_all(path).map_err(|source| Error::Io { doing: doing(), source })?;
-            config.open().map_err(sled_failed)
         }
     }
 }
@@ -403,52 +395,12 @@ fn lock(dir: &Path) -> Result<Flock<File>, Error> {
     })
 }
 
-fn read(index: &sled::Tree, key: &Key) -> Result<Option<Object>, Error> {
-    let found = index.get(index_key(key.kind, &key.namespace, &key.name)).map_err(sled_failed)?;
-    found.map(|value| decode(&value)).transpose()
-}
-
-fn decode(value: &[u8]) -> Result<Object, Error> {
-    serde_json::from_slice(value)
-        .map_err(|error| Error::Backend { doing: "reading the index".to_owned(), cause: error.to_string() })
-}
-
-fn key_of(write: &Write) -> &Key {
-    match write {
-        Write::Put(object) => &object.key,
-        Write::Delete(key) => key,
-    }
-}
-
-fn kind_prefix(kind: Kind) -> Vec<u8> {
-    [kind.as_str().as_bytes(), &[0]].concat()
-}
-
-/// Sorts by kind, namespace, name.
-fn index_key(kind: Kind, namespace: &str, name: &str) -> Vec<u8> {
-    [kind.as_str().as_bytes(), &[0], namespace.as_bytes(), &[0], name.as_bytes()].concat()
-}
-
-fn position(generation: u64, seq: u64) -> Vec<u8> {
-    [generation.to_be_bytes(), seq.to_be_bytes()].concat()
-}
-
-fn parse_position(bytes: &[u8]) -> Option<(u64, u64)> {
-    let generation = bytes.get(..8)?.try_into().ok()?;
-    let seq = bytes.get(8..16)?.try_into().ok()?;
-    Some((u64::from_be_bytes(generation), u64::from_be_bytes(seq)))
-}
-
 /// An error once more: several may wait for one write.
 fn again(error: &Error) -> Error {
     match error {
         Error::Io { doing, source } => {
-            Error::Io { doing: doing.clone(), source: std::io::Error::new(source.kind(), source.to_string()) }
+            Error::Io { doing: doing.clone(), source: io::Error::new(source.kind(), source.to_string()) }
         }
         other => Error::Backend { doing: "writing".to_owned(), cause: other.to_string() },
     }
-}
-
-fn sled_failed(error: sled::Error) -> Error {
-    Error::Backend { doing: "using the index of the store".to_owned(), cause: error.to_string() }
 }

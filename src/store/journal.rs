@@ -141,6 +141,10 @@ impl Journal {
         Ok(())
     }
 
+    pub fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
     /// Refuses whatever is still to be written.
     pub fn give_up(&mut self, cause: String) {
         tracing::error!(cause, "the store takes no more writes");

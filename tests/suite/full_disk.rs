@@ -100,8 +100,8 @@ fn what_does_not_fit_is_refused_and_what_is_there_goes_on_when_there_is_room_aga
     assert!(refused.status == 507 && refused.body.contains("disk"), "{refused:?}");
     let archive = site.daemon.dir().join("late.tar");
     fs::write(&archive, vec![0; 4 << 20]).expect("a file");
-    let pushed = site.api(&["-T", archive.to_str().expect("a path")], "/push/workspace/late");
-    assert!(pushed.body.contains("disk"), "{pushed:?}");
+    let pushed = site.api(&["-H", "Expect:", "-T", archive.to_str().expect("a path")], "/push/workspace/late");
+    assert!(pushed.status == 507 && pushed.body.contains("disk"), "{pushed:?}");
     wait_until("users are told that the disk is full", SOON, || site.message(shop).contains("No space left"));
     assert!(
         site.api(&[], "/api/v1/namespaces/workspace/applications").body.contains("shop"),
