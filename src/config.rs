@@ -11,6 +11,7 @@ mod file;
 mod kubernetes;
 mod run_file;
 mod s3;
+mod section;
 
 use std::{
     net::SocketAddr,

@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD, prelude::BASE64_URL_SAFE_NO_PAD};
 use toml::Table;
 
-use super::{absolute, check_ca, check_mirror, file::Section};
+use super::{absolute, check_ca, check_mirror, section::Section};
 use crate::{
     acme::{Binding, Directory, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, Settings, dns},
     model::is_public_domain,

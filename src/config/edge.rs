@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr, time::Duration};
 use ipnet::IpNet;
 use toml::Table;
 
-use super::file::Section;
+use super::section::Section;
 use crate::{
     edge::{AccessLog, Compression, Patience, RouteSettings, Settings},
     model::Route,
