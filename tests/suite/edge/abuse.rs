@@ -9,13 +9,19 @@ use std::{
 
 use axum::{
     Router,
-    body::Bytes,
+    body::{Body, Bytes},
+    extract::ws::WebSocketUpgrade,
     routing::{get, post},
 };
 use epiniod::edge::{Patience, Settings, Tls, Transport};
+use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpListener;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, protocol::Role},
+};
 
-use super::{client::Client, front::Front};
+use super::{client::Client, front::Front, http2};
 use crate::sandbox::house::PATIENCE;
 
 const SHORT: Duration = Duration::from_secs(1);
@@ -201,5 +207,37 @@ async fn an_instance_says_itself_whether_it_wants_a_body() {
     };
     tokio::task::spawn_blocking(asks).await.unwrap();
     tokio::task::spawn_blocking(move || instance.join().expect("the instance saw what it should")).await.unwrap();
+    front.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_may_be_silent_as_long_as_they_like() {
+    let front = Front::with(impatient()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    front.leads_to("app.localhost", listener.local_addr().unwrap());
+    let echo = get(|upgrade: WebSocketUpgrade| async {
+        upgrade.on_upgrade(async |mut socket| {
+            while let Some(Ok(message)) = socket.recv().await {
+                let _ = socket.send(message).await;
+            }
+        })
+    });
+    let app = Router::new().route("/", echo);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let older = TcpStream::connect(front.address).unwrap();
+    let (mut older, _) = tokio_tungstenite::tungstenite::client("ws://app.localhost/", older).unwrap();
+    let mut sender = http2::connect(front.address).await;
+    let newer = http2::tunnel(&mut sender, "http://app.localhost/", "websocket").await;
+    let mut newer = WebSocketStream::from_raw_socket(http2::upgraded(newer).await, Role::Client, None).await;
+    // Longer than anything else may be silent.
+    tokio::time::sleep(SHORT * 3).await;
+    older.send(Message::text("still")).unwrap();
+    assert_eq!(older.read().unwrap(), Message::text("still"));
+    newer.send(Message::text("here")).await.unwrap();
+    let heard = tokio::time::timeout(PATIENCE, newer.next()).await.expect("an echo");
+    assert_eq!(heard.unwrap().unwrap(), Message::text("here"));
+    let more = sender.send_request(http::Request::get("http://localhost/ready").body(Body::empty()).unwrap()).await;
+    assert!(more.is_err(), "new requests go to another connection: {more:?}");
+    drop((older, newer));
     front.close().await;
 }

@@ -33,13 +33,13 @@ pub async fn connect(address: SocketAddr) -> SendRequest<Body> {
     sender
 }
 
-async fn tunnel(sender: &mut SendRequest<Body>, url: &str, protocol: &'static str) -> Response<Incoming> {
+pub async fn tunnel(sender: &mut SendRequest<Body>, url: &str, protocol: &'static str) -> Response<Incoming> {
     let request = Request::connect(url).header("sec-websocket-version", "13");
     let request = request.extension(Protocol::from_static(protocol)).body(Body::empty()).unwrap();
     tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("an answer").unwrap()
 }
 
-async fn upgraded(response: Response<Incoming>) -> TokioIo<Upgraded> {
+pub async fn upgraded(response: Response<Incoming>) -> TokioIo<Upgraded> {
     assert_eq!(response.status(), 200, "{response:?}");
     assert!(!response.headers().contains_key("upgrade"), "{response:?}");
     TokioIo::new(hyper::upgrade::on(response).await.expect("a tunnel"))
