@@ -57,7 +57,7 @@ fn routes_and_the_api_have_certificates_behind_traefik_and_at_the_own_edge() {
     let plain = request(&["--max-time", "10", "http://shop.paas.test/"]).expect("an answer");
     assert!(plain.status == 200 && plain.body.contains(PAGE), "Traefik is not told to redirect: {plain:?}");
 
-    let broken = r#"{"data":{"tls.crt":"YnJva2Vu"}}"#;
+    let broken = r#"{"immutable":true,"data":{"tls.crt":"YnJva2Vu"}}"#;
     place.kubectl(&["patch", "secret", "-n", "workspace", "epiniod-tls-docs.example.test", "-p", broken]);
     wait_until("secrets are as they were", PUT_RIGHT, || {
         site.secrets("workspace") == ["epiniod-tls-docs.example.test", "epiniod-tls-shop.paas.test"]
