@@ -9,7 +9,7 @@ use super::{ConfigFile, Error};
 /// The settings, and beside them what they name: files of one folder.
 #[derive(Debug)]
 pub struct Bundle {
-    /// By their names; the settings themselves are [`SETTINGS`].
+    /// By their names; the settings themselves are `config.toml`.
     pub files: BTreeMap<String, Vec<u8>>,
     /// What they say of it, as a flag would.
     pub acme_directory: Option<String>,

@@ -238,9 +238,10 @@ fn urls(config: &Config, api: SocketAddr, tls: Option<SocketAddr>) -> Urls {
 }
 
 /// The port of TLS that requests without it are sent to. In a cluster only where certificates of the public are asked for:
-/// no client of a cluster trusts the daemon's own authority by itself, and the domain may be magic.
+/// no client of a cluster trusts the daemon's own authority by itself, and the domain may be magic. Never from behind an
+/// ingress controller, whose clients may have come by TLS.
 fn to_tls(config: &Config, tls: Option<SocketAddr>) -> Option<u16> {
-    let tls = tls?;
+    let tls = tls.filter(|_| !is_behind_ingress(config))?;
     if is_inside(config) { config.acme.as_ref().map(|_| WEB_TLS_PORT) } else { Some(tls.port()) }
 }
 

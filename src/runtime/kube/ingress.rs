@@ -29,6 +29,7 @@ use super::{
 use crate::{
     model::{AppName, Digest, Namespace, Route},
     runtime::{Error, HostCertificate},
+    telemetry::chain,
 };
 
 /// Who comes by certificates for ingresses.
@@ -98,7 +99,7 @@ impl Facade {
         let issuing = &cluster.settings.issuing;
         let secured: Vec<_> =
             routes.iter().map(|(.., own)| self.secured(issuing, own.iter().map(Route::host))).collect();
-        let kept = self.write_all_secrets(cluster, &routes, &secured).await?;
+        let kept = self.write_all_secrets(cluster, &routes, &secured).await;
         let is_seen =
             |(at, before, of): &(Instant, Routes, u64)| at.elapsed() < SEEN && *before == routes && *of == round;
         if lock(&self.exposed).as_ref().is_some_and(is_seen) {
@@ -111,20 +112,15 @@ impl Facade {
     }
 
     /// Of applications, and of the API; all that there should be.
-    async fn write_all_secrets(
-        &self,
-        cluster: &Cluster,
-        routes: &Routes,
-        secured: &[Secured],
-    ) -> Result<BTreeSet<Place>, Error> {
+    async fn write_all_secrets(&self, cluster: &Cluster, routes: &Routes, secured: &[Secured]) -> BTreeSet<Place> {
         let mut kept = BTreeSet::new();
         for ((namespace, ..), secured) in routes.iter().zip(secured) {
-            self.write_secrets(cluster, namespace.as_str(), &secured.secrets).await?;
+            self.write_secrets(cluster, namespace.as_str(), &secured.secrets).await;
             kept.extend(secured.secrets.keys().map(|name| (namespace.to_string(), name.clone())));
         }
         let api = self.secured_api(cluster);
-        self.write_secrets(cluster, &cluster.settings.namespace, &api.secrets).await?;
-        Ok(kept)
+        self.write_secrets(cluster, &cluster.settings.namespace, &api.secrets).await;
+        kept
     }
 
     async fn write(
@@ -212,27 +208,36 @@ impl Facade {
         Secured { secrets, tls: of_secret.into_iter().map(entry).collect() }
     }
 
-    /// What was written a moment ago is believed to be there.
-    async fn write_secrets(
-        &self,
-        cluster: &Cluster,
-        namespace: &str,
-        wanted: &BTreeMap<String, Arc<Known>>,
-    ) -> Result<(), Error> {
-        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
+    /// What was written a moment ago is believed to be there. A namespace that takes none, as it is going perhaps, holds up
+    /// no others.
+    async fn write_secrets(&self, cluster: &Cluster, namespace: &str, wanted: &BTreeMap<String, Arc<Known>>) {
         for (name, known) in wanted {
-            let (Known { certificate, digest }, place) = (&**known, (namespace.to_owned(), name.clone()));
-            let is_believed = |(before, at): &(Digest, Instant)| before == digest && at.elapsed() < SEEN;
+            let place = (namespace.to_owned(), name.clone());
+            let is_believed = |(before, at): &(Digest, Instant)| *before == known.digest && at.elapsed() < SEEN;
             if lock(&self.written).get(&place).is_some_and(is_believed) {
                 continue;
             }
-            let doing = format!("writing the certificate for {} into namespace {namespace}", certificate.name);
-            let force = PatchParams::apply(names::MANAGER).force();
-            let secret = Patch::Apply(secret(&cluster.settings.namespace, name, certificate));
-            call(&doing, || secrets.patch(name, &force, &secret)).await?;
-            lock(&self.written).insert(place, (*digest, Instant::now()));
+            match self.write_secret(cluster, &place, &known.certificate).await {
+                Ok(()) => drop(lock(&self.written).insert(place, (known.digest, Instant::now()))),
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "an ingress has no certificate; trying again in a minute");
+                }
+            }
         }
-        Ok(())
+    }
+
+    async fn write_secret(&self, cluster: &Cluster, place: &Place, certificate: &HostCertificate) -> Result<(), Error> {
+        let (namespace, name) = place;
+        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
+        let doing = format!("writing the certificate for {} into namespace {namespace}", certificate.name);
+        let force = PatchParams::apply(names::MANAGER).force();
+        let secret = Patch::Apply(secret(&cluster.settings.namespace, name, certificate));
+        if call(&doing, || secrets.patch(name, &force, &secret)).await.is_ok() {
+            return Ok(());
+        }
+        // Somebody may have made one of another type, or one that is not to be changed.
+        self.delete_secret(cluster, place).await?;
+        call(&doing, || secrets.patch(name, &force, &secret)).await.map(drop)
     }
 
     async fn delete_secret(&self, cluster: &Cluster, place: &Place) -> Result<(), Error> {

@@ -9,10 +9,11 @@ use kube::api::TypeMeta;
 use serde_json::{Value, json};
 
 use super::{
-    ADMIN_SECRET, BUCKET_SECRET, Entrance, Exposure, Installation, Storage, TRUST_FOLDER,
+    ADMIN_SECRET, BUCKET_SECRET, Entrance, Installation, Storage, TRUST_FOLDER,
     certificates::{ACME_CA, TLS_PORT},
     ports::{container_port, entrance_why, https_service_port, level, service_type},
     relay,
+    replicas::strategy,
 };
 use crate::{model::Digest, oci::architecture};
 
@@ -181,20 +182,6 @@ fn values(installation: &Installation) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// How pods of one version make way for those of another, and why so.
-fn strategy(installation: &Installation) -> (Value, &'static str) {
-    let volume = installation.storage != Storage::Ephemeral || installation.bucket.is_none();
-    if volume {
-        return (json!({ "type": "Recreate" }), "The data is one pod's at a time.");
-    }
-    if installation.entrance == Entrance::Edge(Exposure::HostPorts) {
-        return (json!({ "type": "Recreate" }), "Two pods cannot have the same port of a node.");
-    }
-    let rolling = json!({ "maxSurge": 1, "maxUnavailable": 0 });
-    let why = "Nothing durable is in a pod: the next one waits already when the one that leads goes.";
-    (json!({ "type": "RollingUpdate", "rollingUpdate": rolling }), why)
-}
-
 /// A value in one line, as people write it.
 fn flow(value: &Value) -> String {
     match value {
@@ -334,7 +321,7 @@ const INGRESS: &str = include_str!("../../../../embedded/kubernetes/ingress.yaml
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::kube::install::{Bucket, Certificates};
+    use crate::runtime::kube::install::{Bucket, Certificates, Exposure};
 
     fn installation(entrance: Entrance, storage: Storage) -> Installation {
         Installation {

@@ -3,6 +3,8 @@
 //! They are of use only where each finds what the one before left, and can be reached in its place. On a volume of one
 //! pod, and on a port of one node, they cannot.
 
+use serde_json::{Value, json};
+
 use super::{Bucket, Entrance, Error, Exposure, Installation, Storage, Wishes};
 
 /// How many there are to be; several only with a bucket.
@@ -42,6 +44,20 @@ pub(super) fn check(installation: &Installation) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// How pods of one version make way for those of another, and why so.
+pub(super) fn strategy(installation: &Installation) -> (Value, &'static str) {
+    let volume = installation.storage != Storage::Ephemeral || installation.bucket.is_none();
+    if volume {
+        return (json!({ "type": "Recreate" }), "The data is one pod's at a time.");
+    }
+    if installation.entrance == Entrance::Edge(Exposure::HostPorts) {
+        return (json!({ "type": "Recreate" }), "Two pods cannot have the same port of a node.");
+    }
+    let rolling = json!({ "maxSurge": 1, "maxUnavailable": 0 });
+    let why = "Nothing durable is in a pod: the next one waits already when the one that leads goes.";
+    (json!({ "type": "RollingUpdate", "rollingUpdate": rolling }), why)
 }
 
 #[cfg(test)]
