@@ -67,8 +67,8 @@
 //! 1. [`edge`] reads the head of the request and decides by host: the API's own hosts, or a route.
 //! 2. The route table is an immutable map behind an atomic pointer. A look-up takes the backend with
 //!    the fewest requests in flight, and counts the request until its body (or websocket) has ended.
-//! 3. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
-//!    another. Where nothing serves, a plain page says why.
+//! 3. Bodies stream both ways, in one task: whoever answers the client moves the bytes of the instance. A backend that is
+//!    gone before it has read anything is replaced by another. Where nothing serves, a plain page says why.
 //!
 //! # A certificate
 //!
@@ -134,7 +134,7 @@
 //! Kubernetes namespace, all else is a Secret or ConfigMap of the daemon's namespace, and a Lease says which of several
 //! daemons leads. Blobs are on disk, or in a bucket of S3 that belongs to one daemon; who needs a file of one gets a copy whose
 //! hash was right. On disk a journal is in front of sled: every write is appended and synced before
-//! it is acknowledged, and sled can always be rebuilt from it.
+//! it is acknowledged, and sled can always be rebuilt from it: at a start, and after a disk that was full.
 //!
 //! Work is level-triggered: [`apps`] compares what should run with what runs, [`staging`] starts over
 //! what a crash interrupted, and [`daemon`] deletes what nothing refers to. Killing the daemon at any point
