@@ -71,8 +71,8 @@
 //!    goes by HTTP/2 without TLS, with its trailers, and its clients are told errors in its own codes.
 //! 4. Who is silent for long, sends more than is allowed, or takes most of its requests back is let go; a host may have limits
 //!    of its own in the settings file, as there are no charts with settings. Every answer is counted for its application.
-//! 5. Bodies stream both ways. A backend that is gone before it has read anything is replaced by
-//!    another. Where nothing serves, a plain page says why.
+//! 5. Bodies stream both ways, in one task: whoever answers the client moves the bytes of the instance. A backend that is
+//!    gone before it has read anything is replaced by another. Where nothing serves, a plain page says why.
 //!
 //! # A certificate
 //!
@@ -140,7 +140,7 @@
 //! Kubernetes namespace, all else is a Secret or ConfigMap of the daemon's namespace, and a Lease says which of several
 //! daemons leads. Blobs are on disk, or in a bucket of S3 that belongs to one daemon; who needs a file of one gets a copy whose
 //! hash was right. On disk a journal is in front of sled: every write is appended and synced before
-//! it is acknowledged, and sled can always be rebuilt from it.
+//! it is acknowledged, and sled can always be rebuilt from it: at a start, and after a disk that was full.
 //!
 //! Work is level-triggered: [`apps`] compares what should run with what runs, [`staging`] starts over
 //! what a crash interrupted, and [`daemon`] deletes what nothing refers to. Killing the daemon at any point

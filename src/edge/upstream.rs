@@ -220,6 +220,12 @@ impl Arriving {
     }
 }
 
+impl std::fmt::Debug for Arriving {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Arriving").field("body", &self.body).finish_non_exhaustive()
+    }
+}
+
 impl http_body::Body for Arriving {
     type Data = Bytes;
     type Error = hyper::Error;
@@ -375,6 +381,46 @@ mod tests {
         let failure = upstream.send(address, request("words")).await.err().expect("it fails");
         let Failure::Refused { request, .. } = failure else { panic!("{failure:?}") };
         assert_eq!(axum::body::to_bytes(request.into_body(), 10).await.unwrap(), "words");
+    }
+
+    #[tokio::test]
+    async fn a_connection_takes_the_next_request_when_the_response_was_read() {
+        let (listener, address, upstream) = instance().await;
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            answer(&mut stream).await;
+            answer(&mut stream).await;
+        });
+        for _ in 0..2 {
+            let response = upstream.send(address, request("x")).await.unwrap();
+            axum::body::to_bytes(Body::new(response.into_body()), 10).await.unwrap();
+        }
+        server.await.expect("both came by one connection");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_request_is_sent_also_while_nobody_reads_the_response() {
+        let (listener, address, upstream) = instance().await;
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut text = Vec::new();
+            while !text.ends_with(b"\r\n\r\n") {
+                text.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n").await.unwrap();
+            let mut body = vec![0; 3 * BUFFER];
+            stream.read_exact(&mut body).await.unwrap();
+        });
+        let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Bytes, io::Error>>(1);
+        let body = futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+        let length = 3 * BUFFER;
+        let request = Request::post("/").header("host", "app").header("content-length", length);
+        let request = request.body(Body::from_stream(body)).unwrap();
+        let _response = upstream.send(address, request).await.unwrap();
+        for _ in 0..3 {
+            sender.send(Ok(vec![0; BUFFER].into())).await.unwrap();
+        }
+        tokio::time::timeout(CONNECT, server).await.expect("all of it arrives").unwrap();
     }
 
     #[tokio::test]

@@ -107,6 +107,7 @@ fn what_does_not_fit_is_refused_and_what_is_there_goes_on_when_there_is_room_aga
         site.api(&[], "/api/v1/namespaces/workspace/applications").body.contains("shop"),
         "it answers all the same"
     );
+    println!("{}", site.daemon.run(["routes"]));
 
     site.make_room();
     assert_eq!(site.create("late").status, 201, "at once, without another start");

@@ -22,6 +22,7 @@ fn a_host_that_the_authority_does_not_reach_has_no_certificate_and_users_are_tol
     let (message, said) = (site.message(host), site.certificate(host));
     assert!(message.contains("127.0.0.1") && message.contains("ports 80 and 443"), "{message}");
     assert_eq!((&said["issuer"], &said["state"]), (&json!("private"), &json!("failing")), "it is served all the same");
+    println!("{}", site.daemon.run(["routes"]));
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Load {
                 let mut seen: Vec<String> = Vec::new();
                 let mut connection = BufReader::new(connect());
                 while !load.stop.load(Ordering::Relaxed) {
-                    if number % 2 == 0 {
+                    if number.is_multiple_of(2) {
                         connection = BufReader::new(connect());
                     }
                     let (status, body) = ask(&mut connection, host, path).expect("every request is answered");
