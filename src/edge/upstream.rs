@@ -378,7 +378,7 @@ mod tests {
         });
         upstream.send(address, request("x")).await.unwrap();
         server.await.unwrap();
-        let failure = upstream.send(address, request("words")).await.err().expect("it fails");
+        let failure = upstream.send(address, request("words")).await.unwrap_err();
         let Failure::Refused { request, .. } = failure else { panic!("{failure:?}") };
         assert_eq!(axum::body::to_bytes(request.into_body(), 10).await.unwrap(), "words");
     }
@@ -430,7 +430,7 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.read_u8().await.unwrap();
         });
-        let failure = upstream.send(address, request("x")).await.err().expect("it fails");
+        let failure = upstream.send(address, request("x")).await.unwrap_err();
         assert!(matches!(failure, Failure::Lost { reused: false, .. }), "{failure:?}");
         server.await.unwrap();
     }
