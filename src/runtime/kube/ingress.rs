@@ -301,12 +301,12 @@ async fn write_ingress(
         annotations[names::ISSUER] = json!(issuer);
     }
     let applied = Digest::of(json!([wanted, annotations]).to_string().as_bytes()).to_string();
-    let same = |ingress: &&Ingress| {
+    let same = |ingress: &Ingress| {
         ingress.namespace().as_deref() == Some(namespace.as_str())
             && ingress.name_any() == app.as_str()
             && ingress.annotations().get(names::APPLIED) == Some(&applied)
     };
-    if there.iter().find(same).is_some() {
+    if there.iter().any(same) {
         return Ok(());
     }
     annotations[names::APPLIED] = json!(applied);

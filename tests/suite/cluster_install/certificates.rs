@@ -57,6 +57,8 @@ fn routes_and_the_api_have_certificates_behind_traefik_and_at_the_own_edge() {
     let plain = request(&["--max-time", "10", "http://shop.paas.test/"]).expect("an answer");
     assert!(plain.status == 200 && plain.body.contains(PAGE), "Traefik is not told to redirect: {plain:?}");
 
+    site.is_not_told_an_address();
+
     let broken = r#"{"immutable":true,"data":{"tls.crt":"YnJva2Vu"}}"#;
     place.kubectl(&["patch", "secret", "-n", "workspace", "epiniod-tls-docs.example.test", "-p", broken]);
     wait_until("secrets are as they were", PUT_RIGHT, || {
@@ -202,6 +204,18 @@ impl<'a> Site<'a> {
         let url = "http://epinio.paas.test/api/v1/namespaces/workspace/applications";
         let made = request(&["-u", &credential, "-d", &body, "--max-time", "20", url]).expect("an answer");
         assert_eq!(made.status, 201, "{made:?}");
+    }
+
+    /// What a client says of its own address the controller does not hand on.
+    fn is_not_told_an_address(&self) {
+        let url = "http://epinio.paas.test/api/v1/me";
+        let made_up = "X-Forwarded-For: 203.0.113.6";
+        let answer = request(&["--max-time", "20", "-u", "admin:wrong", "-H", made_up, url]).expect("an answer");
+        assert_eq!(answer.status, 401, "{answer:?}");
+        let logs = self.place.kubectl(&["logs", "-n", "epiniod", "deployment/epiniod"]);
+        let refused = logs.lines().find(|line| line.contains("epiniod::audit") && line.contains("login"));
+        let refused = refused.unwrap_or_else(|| panic!("no login was refused in {logs}"));
+        assert!(refused.contains("admin") && !refused.contains("203.0.113.6"), "{refused}");
     }
 
     fn push(&self, app: &str, source: &str, more: &[&str]) {
