@@ -158,10 +158,14 @@ fn an_order_outlives_an_authority_that_dies_and_a_daemon_that_does() {
 
     // And a daemon that dies before it has heard.
     for (app, path) in [("a", ORDER), ("b", CHALLENGE), ("c", FINALIZE), ("d", CERTIFICATE)] {
-        let (orders, times) = (proxy.asked(ORDER), proxy.asked(path));
+        let (orders, times, valid) = (proxy.asked(ORDER), proxy.asked(path), site.internet.said("set VALID"));
         proxy.behave(move |asked| if asked.starts_with(path) { Verdict::Hang } else { Verdict::Pass });
         site.create(app, &[]);
         wait_until(&format!("{path} is asked for"), super::SOON, || proxy.asked(path) > times);
+        if path == CHALLENGE {
+            // Or it would find nobody, and be done with the order.
+            wait_until("the authority has looked", super::SOON, || site.internet.said("set VALID") > valid);
+        }
         site.daemon.kill();
         proxy.behave(|_| Verdict::Pass);
         site.daemon.resume();
