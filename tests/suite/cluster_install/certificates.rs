@@ -202,7 +202,15 @@ impl<'a> Site<'a> {
         let credential = format!("admin:{}", String::from_utf8(password).expect("a text"));
         let body = json!({"name": app, "configuration": {}}).to_string();
         let url = "http://epinio.paas.test/api/v1/namespaces/workspace/applications";
-        let made = request(&["-u", &credential, "-d", &body, "--max-time", "20", url]).expect("an answer");
+        let ask = || request(&["-u", &credential, "-d", &body, "--max-time", "20", url]).expect("an answer");
+        let mut made = ask();
+        // Traefik learns of a daemon that takes the place of another every two seconds.
+        wait_until("the API is served", SOON, || {
+            if made.status == 404 {
+                made = ask();
+            }
+            made.status != 404
+        });
         assert_eq!(made.status, 201, "{made:?}");
     }
 
