@@ -45,8 +45,8 @@ impl ApiError {
         let id = request_id();
         tracing::error!(request.id = %id, error = %chain(error), "a request failed");
         if is_full(error) {
-            let title =
-                "the disk with the data of epiniod is full: nothing was changed; make room on it, and repeat this";
+            let title = "the disk with the data of epiniod is full, and this was not done, or is done when there is room: \
+                         make room on it, and look whether it has to be repeated";
             return Self::new(StatusCode::INSUFFICIENT_STORAGE, title);
         }
         Self::new(
