@@ -54,16 +54,30 @@ pub(super) async fn check(host: &str, challenges: &Arc<Challenges>, patience: Du
 
 async fn resolve(host: &str) -> Result<Vec<IpAddr>, String> {
     let found = tokio::time::timeout(LOOKUP, tokio::net::lookup_host((host, HTTP))).await;
-    let addresses: Vec<IpAddr> = match found {
-        Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
-        Ok(Err(error)) if error.to_string().contains("Temporary failure") => {
-            return Err(format!("DNS fails for {host}; do the name servers of this machine and of its domain answer?"));
-        }
-        Ok(Err(_)) => Vec::new(),
-        Err(_) => return Err(format!("DNS does not answer for {host} within {} s", LOOKUP.as_secs())),
-    };
-    if addresses.is_empty() {
-        return Err(format!("{host} is not in DNS; make an A or AAAA record for it that leads to this machine"));
+    let late = |_| format!("DNS does not answer for {host} within {} s", LOOKUP.as_secs());
+    let addresses = found.map_err(late)?.map_err(|error| unknown(host, &error))?;
+    Ok(addresses.map(|address| address.ip()).collect())
+}
+
+/// What the resolver of the system says, whose errors have no kinds here.
+fn unknown(host: &str, error: &std::io::Error) -> String {
+    if error.to_string().contains("Temporary failure") {
+        return format!("DNS fails for {host}; do the name servers of this machine and of its domain answer?");
     }
-    Ok(addresses)
+    format!("{host} is not in DNS; make an A or AAAA record for it that leads to this machine")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_is_not_there_is_told_apart_from_dns_that_fails() {
+        let said = |cause: &str| {
+            unknown("a.test", &std::io::Error::other(format!("failed to lookup address information: {cause}")))
+        };
+        assert!(said("Name or service not known").starts_with("a.test is not in DNS"));
+        assert!(said("No address associated with hostname").starts_with("a.test is not in DNS"));
+        assert!(said("Temporary failure in name resolution").starts_with("DNS fails for a.test"));
+    }
 }
