@@ -276,10 +276,17 @@ impl Host {
         let shared = matches!(self.connection, Connection::Host);
         let mut numbers = self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let all = self.connection.numbers();
-        let most = all.len();
-        let free = all.into_iter().find(|n| !numbers.contains(n) && (!shared || network::is_free(*n)));
+        // Daemons of several users share the ports of a machine, and a port is free until somebody listens on it.
+        let digest = Digest::of(self.data_dir.as_os_str().as_encoded_bytes());
+        let ahead = u32::from_str_radix(&digest.hex()[..8], 16).unwrap_or(0) as usize % all.len();
+        let free = all
+            .clone()
+            .cycle()
+            .skip(if shared { ahead } else { 0 })
+            .take(all.len())
+            .find(|n| !numbers.contains(n) && (!shared || network::is_free(*n)));
         let number =
-            free.ok_or_else(|| Error::Unsupported(format!("more than {most} sandboxes cannot run at once")))?;
+            free.ok_or_else(|| Error::Unsupported(format!("more than {} sandboxes cannot run at once", all.len())))?;
         numbers.insert(number);
         Ok(number)
     }

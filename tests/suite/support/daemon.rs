@@ -312,11 +312,11 @@ pub(super) fn scratch() -> PathBuf {
     std::env::var_os("EPINIOD_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// Below those that the kernel gives to connections, and each only once: a daemon that is started again finds it free.
+/// Below those that the kernel gives to connections and rootless daemons to instances, and each only once: a daemon that is started again finds it free.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        let offset = (std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let offset = (std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
         let port = 10_000 + u16::try_from(offset).expect("a small number");
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
