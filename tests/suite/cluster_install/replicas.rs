@@ -69,7 +69,7 @@ fn what_cannot_be_shared_is_refused(place: &Place, bucket: &Bucket) {
     let endpoint = bucket.endpoint();
     let on_a_bucket = ["install", "--replicas", "2", "--s3-bucket", "shop", "--s3-endpoint", &endpoint];
     let said = place.fails(2, &[&on_a_bucket[..], &["--expose", "host-ports"]].concat());
-    assert!(said.contains("port 80 of one node") && said.contains("--expose load-balancer"), "{said}");
+    assert!(said.contains("ports 80 and 443 of one node") && said.contains("--expose load-balancer"), "{said}");
     let said = place.fails(2, &[&on_a_bucket[..], &["--storage-path", "/srv"]].concat());
     assert!(said.contains("one pod has at a time"), "{said}");
 }
