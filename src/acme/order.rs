@@ -149,8 +149,11 @@ impl Ordering<'_> {
         let looks = RetryPolicy::new().initial_delay(FIRST_LOOK).backoff(LONGER).timeout(self.settings.patience);
         if order.state().status == OrderStatus::Pending {
             self.show(order, kept, shown).await?;
-            self.be_looked_at(order, shown).await?;
-            let ready = order.poll_ready(&looks).await;
+            let ready = match self.be_looked_at(order, shown).await {
+                Ok(()) => order.poll_ready(&looks).await,
+                // An authority that is fast answers with what it saw.
+                Err(error) => Err(error),
+            };
             if !matches!(ready, Ok(OrderStatus::Ready)) {
                 return Err(self.rejected(order, ready.err()).await);
             }
@@ -205,16 +208,16 @@ impl Ordering<'_> {
     }
 
     /// Tells the authority to look, and waits until it did.
-    async fn be_looked_at(&self, order: &mut Order, shown: &Shown) -> Result<(), Failure> {
+    async fn be_looked_at(&self, order: &mut Order, shown: &Shown) -> Result<(), instant_acme::Error> {
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
-            let mut authorization = authorization.map_err(|error| self.failure(error))?;
+            let mut authorization = authorization?;
             if authorization.status == AuthorizationStatus::Valid {
                 continue;
             }
             let (_, kind) = self.kind(&authorization);
             if let Some(mut challenge) = authorization.challenge(kind) {
-                challenge.set_ready().await.map_err(|error| self.failure(error))?;
+                challenge.set_ready().await?;
             }
         }
         let until = Instant::now() + ASKED;

@@ -1,11 +1,13 @@
 //! What is wrong with the machine itself: a port that nobody reaches, and a clock that is not right.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use serde_json::json;
 
 use super::{
     Site,
-    proxy::{Proxy, Verdict},
+    proxy::{CHALLENGE, ORDER, Proxy, Verdict},
 };
 use crate::support::{Daemon, Internet, Manner, Packages, RunBy, wait_until};
 
@@ -23,6 +25,24 @@ fn a_host_that_the_authority_does_not_reach_has_no_certificate_and_users_are_tol
     assert!(message.contains("127.0.0.1") && message.contains("ports 80 and 443"), "{message}");
     assert_eq!((&said["issuer"], &said["state"]), (&json!("private"), &json!("failing")), "it is served all the same");
     println!("{}", site.daemon.run(["routes"]));
+}
+
+#[test]
+fn an_authority_that_saw_at_once_that_a_port_is_shut_is_shown_the_host_another_way() {
+    let Some(internet) = Internet::enter("a challenge that fails at once", Manner::default()) else { return };
+    let proxy = Proxy::start(&internet);
+    let challenges = AtomicUsize::new(0);
+    proxy.behave(move |path| match path.starts_with(CHALLENGE) && challenges.fetch_add(1, Ordering::Relaxed) == 0 {
+        true => Verdict::Judged,
+        false => Verdict::Pass,
+    });
+    let trusted = internet.trusted();
+    let mut surroundings = internet.surroundings(&[("EPINIOD_ACME_DIRECTORY", &proxy.directory())]);
+    surroundings.port = Some(8080);
+    let daemon = Daemon::start_in(surroundings, Packages::Shared, RunBy::Caller);
+    let site = Site { daemon, internet, trusted };
+    site.wait_until_trusted("epinio.paas.test");
+    assert_eq!((proxy.asked(CHALLENGE), proxy.asked(ORDER)), (2, 2), "at port 80, and by TLS");
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub enum Verdict {
     },
     /// The authority gets it; its answer takes longer than anybody waits.
     Hang,
+    /// The authority has looked at a challenge, in vain, before it answers that it will.
+    Judged,
     /// It does what is asked, but for orders, and its clock is ahead by so many hours.
     Later {
         hours: i64,
@@ -60,6 +62,8 @@ const ADDRESS: &str = "127.0.0.1:14443";
 const AUTHORITY: &str = "https://127.0.0.1:14000";
 /// The longest that an answer hangs, in seconds: the daemon is killed before.
 const HANG: u64 = 120;
+/// For an authority that does not sleep to look at a challenge.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Proxy {
     /// In the internet of this thread.
@@ -140,8 +144,24 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
             tokio::time::sleep(Duration::from_secs(HANG)).await;
             answer
         }
+        Verdict::Judged => {
+            tokio::time::sleep(LOOK).await;
+            judged(answer).await
+        }
         _ => answer,
     }
+}
+
+/// A challenge with what Pebble says of one whose client was refused.
+async fn judged(answer: Response) -> Response {
+    let (mut head, body) = answer.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.expect("a small answer");
+    let mut challenge: serde_json::Value = serde_json::from_slice(&body).expect("a challenge");
+    let kind = "urn:ietf:params:acme:error:unauthorized";
+    challenge["status"] = "invalid".into();
+    challenge["error"] = serde_json::json!({"type": kind, "detail": "connection refused", "status": 403});
+    head.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(head, challenge.to_string().into())
 }
 
 /// Under the name that the daemon knows: the authority says its addresses by it.
