@@ -10,6 +10,7 @@ mod body;
 mod compress;
 mod connection;
 mod deliver;
+mod direct;
 mod h2c;
 mod pages;
 mod proxy;
@@ -55,6 +56,7 @@ pub struct Edge {
     api: Router,
     system_domain: String,
     proxy: Proxy,
+    links: direct::Links,
     /// Where the same is served with TLS; there requests without it are sent.
     tls_port: Option<u16>,
     challenges: Arc<Challenges>,
@@ -113,8 +115,8 @@ impl Edge {
         challenges: Arc<Challenges>,
     ) -> Self {
         let (proxy, asked, in_front) = (Proxy::default(), TaskTracker::new(), InFront::Nobody);
-        let (settings, open) = (Settings::default(), Mutex::default());
-        Self { routes, api, system_domain, proxy, tls_port, challenges, in_front, settings, open, asked }
+        let (settings, open, links) = (Settings::default(), Mutex::default(), direct::Links::default());
+        Self { routes, api, system_domain, proxy, links, tls_port, challenges, in_front, settings, open, asked }
     }
 
     /// The same, as somebody chose.
@@ -288,11 +290,15 @@ fn max_connections() -> usize {
     usize::try_from(most).unwrap_or(usize::MAX)
 }
 
-/// The host that a request is for: lower case, without port, brackets and the last dot.
+/// The host that a request is for.
 fn host_of(request: &Request<Body>) -> String {
     let authority = request.uri().authority().map(|authority| authority.as_str());
     let header = || request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let text = authority.or_else(header).unwrap_or_default();
+    plain_host(authority.or_else(header).unwrap_or_default())
+}
+
+/// Lower case, without port, brackets and the last dot.
+fn plain_host(text: &str) -> String {
     let host = match text.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => text.rsplit_once(':').map_or(text, |(host, _)| host),

@@ -1,11 +1,14 @@
 //! One connection of a client: whom it is of, TLS, the version of HTTP, and when it has been silent for too long.
 
 use std::{
+    io::{self, IoSlice},
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -17,13 +20,13 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, Edge, Scheme, Transport, balancer, settings::Patience, tls::Version};
+use super::{Client, Edge, Scheme, Transport, balancer, direct, settings::Patience, tls::Version};
 
 /// A connection that was accepted.
 pub(super) struct Connection {
@@ -48,7 +51,7 @@ impl Connection {
         match transport {
             Transport::Plain => {
                 let server = self.server.clone();
-                self.speak(stream, server, Scheme::Http).await;
+                self.begin(stream, server, Scheme::Http).await;
             }
             Transport::Tls(tls) => {
                 let head = self.edge.settings.patience.head;
@@ -58,12 +61,28 @@ impl Connection {
                     accepted = tokio::time::timeout(head, Box::pin(tls.accept(stream))) => accepted,
                 };
                 let Ok(Ok(Some((stream, version)))) = accepted else { return };
-                let server = match version {
-                    Version::Http1 => self.server.clone().http1_only(),
-                    Version::Http2 => self.server.clone().http2_only(),
-                };
-                self.speak(stream, server, Scheme::Https).await;
+                match version {
+                    Version::Http1 => {
+                        let server = self.server.clone().http1_only();
+                        self.begin(stream, server, Scheme::Https).await;
+                    }
+                    Version::Http2 => {
+                        let server = self.server.clone().http2_only();
+                        self.speak(stream, server, Scheme::Https).await;
+                    }
+                }
             }
+        }
+    }
+
+    /// What is nothing but the head of a request is handed on as it is, as long as nothing else comes.
+    async fn begin<S>(self, mut stream: S, server: auto::Builder<TokioExecutor>, scheme: Scheme)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let client = Client { address: self.peer, scheme };
+        if let Some(read) = direct::serve(&self.edge, &mut stream, client, &self.stop).await {
+            self.speak(Rewound { read, at: 0, stream }, server, scheme).await;
         }
     }
 
@@ -96,6 +115,55 @@ impl Connection {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
+    }
+}
+
+/// A connection of which something was read already.
+struct Rewound<S> {
+    read: Vec<u8>,
+    at: usize,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.read.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(context, into);
+        }
+        let count = into.remaining().min(this.read.len() - this.at);
+        into.put_slice(&this.read[this.at..this.at + count]);
+        this.at += count;
+        if this.at == this.read.len() {
+            this.read = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, from)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -216,7 +284,7 @@ mod tests {
         };
         let (client, server) = duplex(1024);
         let server_side = connection.server.clone();
-        (client, tokio::spawn(connection.speak(server, server_side, Scheme::Http)))
+        (client, tokio::spawn(connection.begin(server, server_side, Scheme::Http)))
     }
 
     #[tokio::test]

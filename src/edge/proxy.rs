@@ -187,7 +187,7 @@ fn to_http_2(request: &mut Request<Body>) {
 
 /// No other request has it, and it tells nothing: a number of its own for each, hashed with a secret of this process. What a
 /// kernel has of chance would cost a call of it for each request.
-fn id() -> u64 {
+pub(super) fn id() -> u64 {
     static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static COUNT: AtomicU64 = AtomicU64::new(0);
     SECRET.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))

@@ -38,7 +38,7 @@ use super::h2c::Multiplexed;
 
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Connections that nobody uses are closed after this long: sooner than servers usually do (gunicorn waits 2 s, node 5 s).
-const IDLE: Duration = Duration::from_millis(1500);
+pub(super) const IDLE: Duration = Duration::from_millis(1500);
 /// What is read or waits to be written, at most, on either side; so long may a head be. The allocator keeps blocks of this
 /// size, and asks the kernel for each that is much larger.
 pub(super) const BUFFER: usize = 64 << 10;
