@@ -9,6 +9,7 @@ mod cluster;
 mod collect;
 mod control;
 mod credential;
+mod footprint;
 mod handover;
 mod manager;
 pub mod own_image;
@@ -111,6 +112,7 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
 fn begin_work(house: &House, place: Option<&Place>, work: &TaskTracker, stop: &CancellationToken) {
     work.spawn(Arc::clone(&house.apps).run(stop.clone()));
     work.spawn(collect::run(house.garbage(), stop.clone()));
+    work.spawn(footprint::keep_small(stop.clone()));
     if let Some(keeper) = house.keeper.clone() {
         work.spawn(keeper.run(house.apps.route_table().changes(), stop.clone()));
     }

@@ -13,8 +13,10 @@ mod deliver;
 mod direct;
 mod h2c;
 mod pages;
+mod pool;
 mod proxy;
 mod settings;
+mod stream;
 mod tls;
 mod upstream;
 mod websocket;
@@ -28,11 +30,14 @@ use std::{
 
 use axum::{Router, body::Body};
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use self::{connection::Connection, pages::Accept, proxy::Proxy, websocket::Asked};
+use self::{connection::Connection, pages::Accept, pool::Pool, proxy::Proxy, websocket::Asked};
 pub use self::{
     settings::{AccessLog, Compression, Patience, RouteSettings, Settings},
     tls::Tls,
@@ -56,7 +61,8 @@ pub struct Edge {
     api: Router,
     system_domain: String,
     proxy: Proxy,
-    links: direct::Links,
+    /// For what is handed on as bytes.
+    links: Pool<TcpStream>,
     /// Where the same is served with TLS; there requests without it are sent.
     tls_port: Option<u16>,
     challenges: Arc<Challenges>,
@@ -115,7 +121,7 @@ impl Edge {
         challenges: Arc<Challenges>,
     ) -> Self {
         let (proxy, asked, in_front) = (Proxy::default(), TaskTracker::new(), InFront::Nobody);
-        let (settings, open, links) = (Settings::default(), Mutex::default(), direct::Links::default());
+        let (settings, open, links) = (Settings::default(), Mutex::default(), Pool::default());
         Self { routes, api, system_domain, proxy, links, tls_port, challenges, in_front, settings, open, asked }
     }
 
@@ -137,7 +143,7 @@ impl Edge {
 
     /// Serves connections until the token is cancelled, then lets requests end.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, transport: Transport, stop: CancellationToken) {
-        let server = connection::server(self.settings.patience);
+        let server = Arc::new(connection::server(self.settings.patience));
         let places = Arc::new(Semaphore::new(max_connections()));
         let open = TaskTracker::new();
         loop {
@@ -158,7 +164,8 @@ impl Edge {
             };
             // What is written goes out at once.
             let _ = stream.set_nodelay(true);
-            let connection = Connection { edge: Arc::clone(&self), server: server.clone(), stop: stop.clone(), peer };
+            let connection =
+                Connection { edge: Arc::clone(&self), server: Arc::clone(&server), stop: stop.clone(), peer };
             let transport = transport.clone();
             open.spawn(async move {
                 let _place = place;

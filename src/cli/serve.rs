@@ -44,7 +44,8 @@ Settings file (TOML). Keys, with their defaults where they have one that is not 
   connections_per_address            no limit
   head_seconds = 30                  for the first request of a connection, and for the head of each
   body_seconds = 60                  how long nothing of a body may arrive; not for gRPC
-  idle_seconds = 180                 connections without a new request; websockets stay
+  idle_seconds = 180                 connections without a new request (websockets stay), and clients that take nothing of
+                                     what is sent to them
   compression = false                zstd or gzip, for answers that are not compressed and of a kind that is worth it
   [[edge.route]]                     what holds for the routes of one host
   host                               which

@@ -1,14 +1,11 @@
 //! One connection of a client: whom it is of, TLS, the version of HTTP, and when it has been silent for too long.
 
 use std::{
-    io::{self, IoSlice},
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -20,18 +17,18 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, Edge, Scheme, Transport, balancer, direct, settings::Patience, tls::Version};
+use super::{Client, Edge, Scheme, Transport, balancer, direct, settings::Patience, stream::Stream, tls::Version};
 
 /// A connection that was accepted.
 pub(super) struct Connection {
     pub edge: Arc<Edge>,
-    pub server: auto::Builder<TokioExecutor>,
+    pub server: Arc<auto::Builder<TokioExecutor>>,
     pub stop: CancellationToken,
     pub peer: SocketAddr,
 }
@@ -50,8 +47,7 @@ impl Connection {
         let Some(_place) = self.edge.place_of(self.peer.ip()) else { return };
         match transport {
             Transport::Plain => {
-                let server = self.server.clone();
-                self.begin(stream, server, Scheme::Http).await;
+                self.begin(stream, Scheme::Http).await;
             }
             Transport::Tls(tls) => {
                 let head = self.edge.settings.patience.head;
@@ -61,14 +57,13 @@ impl Connection {
                     accepted = tokio::time::timeout(head, Box::pin(tls.accept(stream))) => accepted,
                 };
                 let Ok(Ok(Some((stream, version)))) = accepted else { return };
+                // It is large, and would have its place in each step of this.
+                let stream = Box::new(stream);
                 match version {
-                    Version::Http1 => {
-                        let server = self.server.clone().http1_only();
-                        self.begin(stream, server, Scheme::Https).await;
-                    }
+                    Version::Http1 => self.begin(stream, Scheme::Https).await,
                     Version::Http2 => {
-                        let server = self.server.clone().http2_only();
-                        self.speak(stream, server, Scheme::Https).await;
+                        let stream = Stream::new(stream, self.edge.settings.patience.idle);
+                        Box::pin(self.speak(stream, Some(Version::Http2), Scheme::Https)).await;
                     }
                 }
             }
@@ -76,20 +71,30 @@ impl Connection {
     }
 
     /// What is nothing but the head of a request is handed on as it is, as long as nothing else comes.
-    async fn begin<S>(self, mut stream: S, server: auto::Builder<TokioExecutor>, scheme: Scheme)
+    async fn begin<S>(self, stream: S, scheme: Scheme)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let client = Client { address: self.peer, scheme };
+        let mut stream = Stream::new(stream, self.edge.settings.patience.idle);
         if let Some(read) = direct::serve(&self.edge, &mut stream, client, &self.stop).await {
-            self.speak(Rewound { read, at: 0, stream }, server, scheme).await;
+            // A client of TLS has chosen by then.
+            let version = (scheme == Scheme::Https).then_some(Version::Http1);
+            Box::pin(self.speak(stream.rewound(read), version, scheme)).await;
         }
     }
 
-    async fn speak<S>(self, stream: S, server: auto::Builder<TokioExecutor>, scheme: Scheme)
+    /// Without a version that one is spoken which the client begins with.
+    async fn speak<S>(self, stream: S, version: Option<Version>, scheme: Scheme)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let server = auto::Builder::clone(&self.server);
+        let server = match version {
+            Some(Version::Http1) => server.http1_only(),
+            Some(Version::Http2) => server.http2_only(),
+            None => server,
+        };
         let patience = self.edge.settings.patience;
         let (edge, client) = (self.edge, Client { address: self.peer, scheme });
         let talk = Arc::new(Talk::default());
@@ -115,55 +120,6 @@ impl Connection {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
-    }
-}
-
-/// A connection of which something was read already.
-struct Rewound<S> {
-    read: Vec<u8>,
-    at: usize,
-    stream: S,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.read.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(context, into);
-        }
-        let count = into.remaining().min(this.read.len() - this.at);
-        into.put_slice(&this.read[this.at..this.at + count]);
-        this.at += count;
-        if this.at == this.read.len() {
-            this.read = Vec::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, from)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        from: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, from)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -278,13 +234,12 @@ mod tests {
     fn connected(api: Router, stop: &CancellationToken) -> (DuplexStream, tokio::task::JoinHandle<()>) {
         let connection = Connection {
             edge: Arc::new(Edge::new(Arc::default(), api, "localhost".to_owned(), None, Arc::default())),
-            server: server(Patience::default()),
+            server: Arc::new(server(Patience::default())),
             stop: stop.clone(),
             peer: ([127, 0, 0, 1], 7).into(),
         };
         let (client, server) = duplex(1024);
-        let server_side = connection.server.clone();
-        (client, tokio::spawn(connection.begin(server, server_side, Scheme::Http)))
+        (client, tokio::spawn(connection.begin(server, Scheme::Http)))
     }
 
     #[tokio::test]

@@ -9,7 +9,6 @@
 
 mod framing;
 mod head;
-mod link;
 
 use std::{
     cell::RefCell,
@@ -23,16 +22,13 @@ use std::{
 use http::StatusCode;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    net::TcpStream,
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::link::Links;
-use self::{
-    head::{Answered, Asked},
-    link::Link,
-};
-use super::{AccessLog, Client, Compression, Edge, Scheme, proxy};
+use self::head::{Answered, Asked};
+use super::{AccessLog, Client, Compression, Edge, Scheme, pool, proxy};
 use crate::apps::{InFlight, Lookup};
 
 /// What is read at once, and so much of a head may there be, in bytes.
@@ -49,15 +45,16 @@ where
 {
     let from = head::From { address: client.address.ip(), scheme: client.scheme };
     let patience = edge.settings.patience.head;
-    let mut read = Vec::new();
+    let (mut read, mut seen) = (Vec::new(), 0);
     // Once for a connection, and not for each request: what tells of time and of stops is shared by all of them.
     let mut stopped = pin!(stop.cancelled());
     let mut alarm = pin!(sleep(patience));
     let mut since = Instant::now();
     loop {
-        let asked = match head::Request::read(&read, from, proxy::id) {
+        let asked = match head::Request::read(&read, seen, from, proxy::id) {
             head::Request::Plain(asked) => asked,
             head::Request::Partial if read.len() < BUFFER => {
+                seen = read.len();
                 tokio::select! {
                     biased;
                     received = receive(stream, &mut read) => if !matches!(received, Ok(1..)) { return None },
@@ -76,7 +73,7 @@ where
             .run(asked, backend)
             .await
         {
-            Outcome::Answered => since = Instant::now(),
+            Outcome::Answered => (since, seen) = (Instant::now(), 0),
             Outcome::Over => return None,
             Outcome::Untouched => return Some(read),
         }
@@ -139,24 +136,22 @@ impl Drop for Counted {
 impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
     async fn run(mut self, asked: Asked, backend: InFlight) -> Outcome {
         let begun = Instant::now();
-        let address = backend.address();
-        let Ok(mut link) = self.edge.links.take(address).await else { return Outcome::Untouched };
-        if link.write_all(&asked.text).await.is_err() {
-            return Outcome::Untouched;
-        }
-        let mut arrived = Vec::new();
-        let answered = loop {
-            match head::Response::read(&arrived, asked.is_head) {
-                head::Response::Final(answered) => break answered,
-                head::Response::Informational(length) => drop(arrived.drain(..length)),
-                head::Response::Partial if arrived.len() < BUFFER => {
-                    match self.from_instance(&mut link, &mut arrived).await {
-                        Received::Some => {}
-                        Received::End => return Outcome::Untouched,
-                        Received::ClientLeft => return Outcome::Over,
-                    }
-                }
-                head::Response::Partial | head::Response::Wrong => return Outcome::Untouched,
+        let mut kept = self.edge.links.take(backend.address());
+        let (answered, arrived, link) = loop {
+            let is_kept = kept.is_some();
+            let mut link = match kept.take() {
+                Some(link) => link,
+                None => match Box::pin(pool::connect(backend.address())).await {
+                    Ok(link) => link,
+                    Err(_) => return Outcome::Untouched,
+                },
+            };
+            match self.ask(&asked, &mut link).await {
+                Heard::Answer(answered, arrived) => break (answered, arrived, link),
+                // It was closed just now.
+                Heard::Nothing if is_kept => {}
+                Heard::Nothing | Heard::Wrong => return Outcome::Untouched,
+                Heard::ClientLeft => return Outcome::Over,
             }
         };
         self.read.drain(..asked.length);
@@ -167,7 +162,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
         self.hand_on(answered, arrived, link, counted).await
     }
 
-    async fn hand_on(mut self, answered: Answered, arrived: Vec<u8>, mut link: Link, mut counted: Counted) -> Outcome {
+    async fn ask(&mut self, asked: &Asked, link: &mut TcpStream) -> Heard {
+        if link.write_all(&asked.text).await.is_err() {
+            return Heard::Nothing;
+        }
+        let (mut arrived, mut seen) = (Vec::new(), 0);
+        loop {
+            match head::Response::read(&arrived, seen, asked.is_head) {
+                head::Response::Final(answered) => return Heard::Answer(answered, arrived),
+                head::Response::Informational(length) => {
+                    drop(arrived.drain(..length));
+                    seen = 0;
+                    continue;
+                }
+                head::Response::Partial if arrived.len() < BUFFER => seen = arrived.len(),
+                head::Response::Partial | head::Response::Wrong => return Heard::Wrong,
+            }
+            match self.hear(link, &mut arrived).await {
+                Received::Some => {}
+                Received::End if arrived.is_empty() => return Heard::Nothing,
+                Received::End => return Heard::Wrong,
+                Received::ClientLeft => return Heard::ClientLeft,
+            }
+        }
+    }
+
+    async fn hand_on(
+        mut self,
+        answered: Answered,
+        arrived: Vec<u8>,
+        mut link: TcpStream,
+        mut counted: Counted,
+    ) -> Outcome {
         let mut framing = answered.framing;
         let is_end_by_close = framing == framing::Framing::until_end();
         let is_over = self.is_last || is_end_by_close;
@@ -222,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
     }
 
     /// More of what the instance says, while the client is there.
-    async fn from_instance(&mut self, link: &mut Link, arrived: &mut Vec<u8>) -> Received {
+    async fn hear(&mut self, link: &mut TcpStream, arrived: &mut Vec<u8>) -> Received {
         poll_fn(|context| {
             let received = scratch(|buffer| {
                 let count = ready!(fill(link, context, buffer)).unwrap_or(0);
@@ -240,7 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
     }
 
     /// Reads from the instance, and writes to the client what belongs to the body.
-    async fn pass(&mut self, link: &mut Link, framing: &mut framing::Framing) -> io::Result<Passed> {
+    async fn pass(&mut self, link: &mut TcpStream, framing: &mut framing::Framing) -> io::Result<Passed> {
         let mut unsent = Vec::new();
         let passed = poll_fn(|context| {
             let polled = scratch(|buffer| {
@@ -296,6 +322,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
             Poll::Ready(Ok(0) | Err(_)) => true,
         })
     }
+}
+
+/// What an instance says to a request.
+enum Heard {
+    /// With all that has arrived so far, its head first.
+    Answer(Answered, Vec<u8>),
+    Nothing,
+    Wrong,
+    ClientLeft,
 }
 
 enum Received {

@@ -25,7 +25,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use super::upstream::{CONNECT, Failure};
+use super::{pool, upstream::Failure};
 
 /// Connections that nobody uses are closed after this long, or twice that.
 const IDLE: Duration = Duration::from_secs(60);
@@ -120,8 +120,7 @@ impl Multiplexed {
     }
 
     async fn open(&self, address: SocketAddr) -> io::Result<(SendRequest<Body>, Stream)> {
-        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await??;
-        stream.set_nodelay(true)?;
+        let stream = pool::connect(address).await?;
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         let (streams, begun) = (AtomicUsize::new(0), AtomicUsize::new(0));

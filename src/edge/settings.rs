@@ -48,7 +48,7 @@ pub struct Patience {
     pub head: Duration,
     /// Within a body that is waited for.
     pub body: Duration,
-    /// Where nothing new is asked: then a connection ends with what is under way.
+    /// Where nothing new is asked: then a connection ends with what is under way. Where nothing is taken of what is sent: then at once.
     pub idle: Duration,
 }
 

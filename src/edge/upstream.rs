@@ -8,19 +8,21 @@
 //! a tunnel, have one.
 
 use std::{
-    collections::HashMap,
     future::{Future, poll_fn},
     io,
     net::SocketAddr,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
 };
 
+use super::{
+    h2c::Multiplexed,
+    pool::{self, Pool},
+};
 use axum::body::{Body, Bytes};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -32,33 +34,15 @@ use hyper::{
     },
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-use super::h2c::Multiplexed;
-
-pub(super) const CONNECT: Duration = Duration::from_secs(5);
-/// Connections that nobody uses are closed after this long: sooner than servers usually do (gunicorn waits 2 s, node 5 s).
-pub(super) const IDLE: Duration = Duration::from_millis(1500);
 /// What is read or waits to be written, at most, on either side; so long may a head be. The allocator keeps blocks of this
 /// size, and asks the kernel for each that is much larger.
 pub(super) const BUFFER: usize = 64 << 10;
 
 #[derive(Default)]
 pub(super) struct Upstream {
-    pool: Arc<Mutex<Pool>>,
+    pool: Pool<Link>,
     multiplexed: Multiplexed,
-}
-
-#[derive(Default)]
-struct Pool {
-    idle: HashMap<SocketAddr, Vec<Idle>>,
-    /// Somebody closes what is idle for too long.
-    swept: bool,
-}
-
-struct Idle {
-    link: Link,
-    since: Instant,
 }
 
 /// A connection to an instance.
@@ -74,7 +58,7 @@ type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 pub(super) struct Arriving {
     body: Incoming,
     link: Option<Link>,
-    home: Option<(Arc<Mutex<Pool>>, SocketAddr)>,
+    home: Option<(Pool<Link>, SocketAddr)>,
 }
 
 /// The body of a request, which says when nothing of it is left to send.
@@ -105,7 +89,7 @@ impl Upstream {
         }
         let (mut request, sent) = watched(request);
         loop {
-            let (mut link, reused) = match self.idle(address) {
+            let (mut link, reused) = match self.pool.take(address) {
                 Some(link) => (link, true),
                 None => match Link::open(address).await {
                     Ok(link) => (link, false),
@@ -128,18 +112,6 @@ impl Upstream {
         }
     }
 
-    /// The connection that was used last: most likely it still is one.
-    fn idle(&self, address: SocketAddr) -> Option<Link> {
-        loop {
-            let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-            let Idle { mut link, since } = pool.idle.get_mut(&address)?.pop()?;
-            drop(pool);
-            if since.elapsed() < IDLE && link.is_ready() {
-                return Some(link);
-            }
-        }
-    }
-
     /// The connection stays with the response until that has ended. A tunnel is not for anybody else.
     fn answered(
         &self,
@@ -153,7 +125,7 @@ impl Upstream {
             // Whoever waits for the rest is told why there is none.
             link.driver.take().map(tokio::spawn);
         }
-        let home = Some((Arc::clone(&self.pool), address)).filter(|_| !is_tunnel);
+        let home = Some((self.pool.clone(), address)).filter(|_| !is_tunnel);
         response.map(|body| {
             let mut arriving = Arriving { body, link: Some(link), home };
             arriving.check_end();
@@ -164,8 +136,7 @@ impl Upstream {
 
 impl Link {
     async fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await??;
-        stream.set_nodelay(true)?;
+        let stream = pool::connect(address).await?;
         let handshake = http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         Ok(Self { sender, driver: Some(Box::pin(connection.with_upgrades())) })
@@ -180,8 +151,9 @@ impl Link {
         })
         .await
     }
+}
 
-    /// Whether another request can be sent. What the server did meanwhile is seen now.
+impl pool::Link for Link {
     fn is_ready(&mut self) -> bool {
         drive(&mut self.driver, &mut Context::from_waker(Waker::noop()));
         self.sender.is_ready()
@@ -215,7 +187,7 @@ impl Arriving {
         if let (Some(link), Some((pool, address))) = (self.link.take(), self.home.take())
             && link.driver.is_some()
         {
-            keep(&pool, address, link);
+            pool.give(address, link);
         }
     }
 }
@@ -288,39 +260,16 @@ impl Drop for Departing {
     }
 }
 
-fn keep(pool: &Arc<Mutex<Pool>>, address: SocketAddr, link: Link) {
-    let mut kept = pool.lock().unwrap_or_else(PoisonError::into_inner);
-    kept.idle.entry(address).or_default().push(Idle { link, since: Instant::now() });
-    if !kept.swept {
-        kept.swept = true;
-        tokio::spawn(sweep(Arc::clone(pool)));
-    }
-}
-
-/// Closes what nobody has used for too long, until nothing is left.
-async fn sweep(pool: Arc<Mutex<Pool>>) {
-    loop {
-        tokio::time::sleep(IDLE / 2).await;
-        let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.retain(|_, idle| {
-            idle.retain_mut(|idle| idle.since.elapsed() < IDLE && idle.link.is_ready());
-            !idle.is_empty()
-        });
-        if pool.idle.is_empty() {
-            pool.swept = false;
-            return;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
+        net::{TcpListener, TcpStream},
     };
 
     use super::*;
+
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
     fn request(body: &'static str) -> Request<Body> {
         Request::post("/").header("host", "app").body(Body::from(body)).unwrap()
@@ -343,11 +292,11 @@ mod tests {
 
     async fn kept(upstream: &Upstream, number: usize) {
         let waits = async {
-            while upstream.pool.lock().unwrap().idle.values().map(Vec::len).sum::<usize>() != number {
+            while upstream.pool.len() != number {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(IDLE * 4, waits).await.expect("so many connections are kept");
+        tokio::time::timeout(PATIENCE, waits).await.expect("so many connections are kept");
     }
 
     #[tokio::test]
@@ -420,7 +369,7 @@ mod tests {
         for _ in 0..3 {
             sender.send(Ok(vec![0; BUFFER].into())).await.unwrap();
         }
-        tokio::time::timeout(CONNECT, server).await.expect("all of it arrives").unwrap();
+        tokio::time::timeout(PATIENCE, server).await.expect("all of it arrives").unwrap();
     }
 
     #[tokio::test]

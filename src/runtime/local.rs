@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod firewall;
+mod footprint;
 mod forwarding;
 mod guard;
 mod harden;
@@ -47,6 +48,7 @@ use futures::stream::BoxStream;
 use nix::unistd::Uid;
 use tokio_util::sync::CancellationToken;
 
+pub use self::footprint::give_back;
 use self::{
     cgroup::Cgroups,
     images::{Images, Owners},

@@ -43,8 +43,11 @@ pub(super) struct From {
 }
 
 impl Request {
-    /// `id` is that of the request, where it has none.
-    pub fn read(read: &[u8], from: From, id: impl FnOnce() -> u64) -> Self {
+    /// Of what was read the first `seen` bytes were no whole head. `id` is that of the request, where it has none.
+    pub fn read(read: &[u8], seen: usize, from: From, id: impl FnOnce() -> u64) -> Self {
+        if !may_be_whole(read, seen) {
+            return Self::Partial;
+        }
         let mut lines = [const { MaybeUninit::uninit() }; LINES];
         let mut request = httparse::Request::new(&mut []);
         match request.parse_with_uninit_headers(read, &mut lines) {
@@ -130,7 +133,11 @@ pub(super) struct Answered {
 }
 
 impl Response {
-    pub fn read(read: &[u8], is_head: bool) -> Self {
+    /// As with a [`Request`].
+    pub fn read(read: &[u8], seen: usize, is_head: bool) -> Self {
+        if !may_be_whole(read, seen) {
+            return Self::Partial;
+        }
         let mut lines = [const { MaybeUninit::uninit() }; LINES];
         let mut response = httparse::Response::new(&mut []);
         let config = httparse::ParserConfig::default();
@@ -254,6 +261,12 @@ impl Name {
     }
 }
 
+/// Whether a head that was not whole before may be so now: who sends single bytes does not have all of it read for each.
+fn may_be_whole(read: &[u8], seen: usize) -> bool {
+    let new = &read[seen.saturating_sub(2)..];
+    seen == 0 || new.windows(2).any(|end| end == b"\n\n") || new.windows(3).any(|end| end == b"\n\r\n")
+}
+
 pub(super) fn put(text: &mut Vec<u8>, name: &str, value: &[&[u8]]) {
     text.extend_from_slice(name.as_bytes());
     text.extend_from_slice(b": ");
@@ -272,7 +285,7 @@ mod tests {
     use super::*;
 
     fn asked(text: &str) -> Request {
-        Request::read(text.as_bytes(), From { address: [192, 0, 2, 1].into(), scheme: Scheme::Https }, || 7)
+        Request::read(text.as_bytes(), 0, From { address: [192, 0, 2, 1].into(), scheme: Scheme::Https }, || 7)
     }
 
     fn plain(text: &str) -> (Asked, String) {
@@ -327,8 +340,31 @@ mod tests {
         assert_eq!(asked(&many), Request::Other);
     }
 
+    #[test]
+    fn a_head_that_comes_in_pieces_is_read_when_its_end_is_there() {
+        for text in ["GET / HTTP/1.1\r\nhost: a\r\n\r\nGET", "GET / HTTP/1.1\nhost: a\n\nGET"] {
+            let from = From { address: [192, 0, 2, 1].into(), scheme: Scheme::Http };
+            let whole = |end: usize, seen| match Request::read(&text.as_bytes()[..end], seen, from, || 7) {
+                Request::Plain(asked) => Some(asked.length),
+                _ => None,
+            };
+            let length = text.len() - 3;
+            for piece in 1..=text.len() {
+                let ends = (0..text.len()).step_by(piece).skip(1).chain([text.len()]);
+                let mut seen = 0;
+                let found = ends.into_iter().find_map(|end| {
+                    let found = whole(end, seen);
+                    seen = end;
+                    Some((end, found?))
+                });
+                let (end, found) = found.expect("it is whole");
+                assert!(found == length && end - length < piece, "{piece} at a time: {found} with {end}");
+            }
+        }
+    }
+
     fn answered(text: &str) -> (Answered, String) {
-        let Response::Final(answered) = Response::read(text.as_bytes(), false) else { panic!("{text:?} is none") };
+        let Response::Final(answered) = Response::read(text.as_bytes(), 0, false) else { panic!("{text:?} is none") };
         let said = String::from_utf8(answered.text.clone()).unwrap();
         (answered, said)
     }
@@ -351,9 +387,9 @@ mod tests {
         assert!(!endless.is_kept && endless.framing == Framing::until_end());
         assert!(!answered("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n").0.is_kept);
         assert_eq!(answered("HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n").0.framing, Framing::length(0));
-        let of_head = Response::read(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", true);
+        let of_head = Response::read(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", 0, true);
         assert!(matches!(of_head, Response::Final(Answered { framing: Framing::Length(0), .. })), "{of_head:?}");
-        assert_eq!(Response::read(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP", false), Response::Informational(28));
+        assert_eq!(Response::read(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP", 0, false), Response::Informational(28));
     }
 
     #[test]
@@ -370,7 +406,7 @@ mod tests {
             "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n",
             "SSH-2.0-x\r\n\r\n",
         ] {
-            assert_eq!(Response::read(text.as_bytes(), false), Response::Wrong, "{text:?}");
+            assert_eq!(Response::read(text.as_bytes(), 0, false), Response::Wrong, "{text:?}");
         }
     }
 }
