@@ -71,7 +71,10 @@
 //!    goes by HTTP/2 without TLS, with its trailers, and its clients are told errors in its own codes.
 //! 4. Who is silent for long, sends more than is allowed, or takes most of its requests back is let go; a host may have limits
 //!    of its own in the settings file, as there are no charts with settings. Every answer is counted for its application.
-//! 5. Bodies stream both ways, in one task: whoever answers the client moves the bytes of the instance. A backend that is
+//! 5. A request that is nothing but a head, as most are, is handed on as bytes, and so is its response; all others, and what
+//!    could be understood in two ways, go to hyper with what was read of them. Nothing is kept for a connection that is idle:
+//!    bytes are read, and TLS is done, in buffers of the thread.
+//! 6. Bodies stream both ways, in one task: whoever answers the client moves the bytes of the instance. A backend that is
 //!    gone before it has read anything is replaced by another. Where nothing serves, a plain page says why.
 //!
 //! # A certificate
@@ -146,6 +149,9 @@
 //! what a crash interrupted, and [`daemon`] deletes what nothing refers to. Killing the daemon at any point
 //! loses nothing that was acknowledged: a push whose staging began is built and deployed by the next daemon, without its
 //! client. Applications run on, because a monitor process, not the daemon, is their parent.
+//!
+//! Memory that was needed once is not kept: every few seconds the daemon gives back what was freed, and pages of its program
+//! that are not used.
 //!
 //! Archives of strangers are read in bounded memory: windows of decompressors, headers and directories have limits, which
 //! is why zip and the block headers of xz have readers of our own here.
