@@ -26,7 +26,7 @@ pub use authority::Authority;
 pub use certificates::{Certificates, HostCheck, Issuer, State};
 pub use challenges::{ALPN, Challenges};
 pub use keeper::{Hosts, Keeper};
-pub use settings::{Binding, Directory, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, Settings};
+pub use settings::{Binding, Directory, Settings};
 
 use crate::store;
 

@@ -379,7 +379,7 @@ mod tests {
         };
         let acme = read("letsencrypt").unwrap().acme.unwrap();
         let urls: Vec<&str> = acme.directories.iter().map(|directory| directory.url.as_str()).collect();
-        assert_eq!(urls, ["https://ca.example.org/acme", certificates::LETS_ENCRYPT]);
+        assert_eq!(urls, ["https://ca.example.org/acme", crate::model::LETS_ENCRYPT]);
         let Err(Error::Invalid(problems)) = read("lets-encrypt") else { panic!("there is no such authority") };
         assert!(problems[0].starts_with("acme.fallback.directory: 'lets-encrypt' is neither"), "{problems:?}");
     }

@@ -11,6 +11,7 @@ mod compress;
 mod connection;
 mod deliver;
 mod direct;
+mod ending;
 mod h2c;
 mod pages;
 mod pool;

@@ -4,6 +4,7 @@
 //! malformed digest cannot exist. The room does no I/O, but for asking the kernel for random bytes, and knows no other room.
 
 mod app;
+mod authority;
 mod builder;
 mod digest;
 mod domain;
@@ -16,9 +17,10 @@ mod staging;
 mod time;
 
 pub use app::{App, AppChange, Origin, Restart};
+pub use authority::{LETS_ENCRYPT, directory_of_authority, is_mail_address};
 pub use builder::{Builder, BuilderName, ImagePlace, InvalidBuilder};
 pub use digest::{Digest, InvalidDigest};
-pub use domain::is_public_domain;
+pub use domain::{is_public_domain, wildcard_of};
 pub use image::{ImageName, InvalidImageName, REGISTRY_NAME, SYSTEM_REPOSITORY};
 pub use name::{AppName, EnvName, InvalidName, Namespace, StageId, TokenName, UserName};
 pub use random::{hex, random, random_hex};

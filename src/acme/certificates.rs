@@ -22,7 +22,7 @@ use super::{
     kept::{Issued, Kept, Trouble},
     plan,
 };
-use crate::runtime::HostCertificate;
+use crate::{model::wildcard_of, runtime::HostCertificate};
 
 /// Whether something is served under a host: for nothing else a certificate is made.
 pub type HostCheck = Arc<dyn Fn(&str) -> bool + Send + Sync>;
@@ -193,7 +193,7 @@ impl Certificates {
 impl Known {
     /// By the host itself, or by all names that are where it is.
     fn find<'a, T>(&self, of: &'a HashMap<String, T>, host: &str) -> Option<&'a T> {
-        of.get(host).or_else(|| of.get(&format!("*.{}", host.split_once('.')?.1)))
+        of.get(host).or_else(|| of.get(&wildcard_of(host)?))
     }
 }
 

@@ -91,9 +91,7 @@ impl Failure {
             Self::Here(error) => Self::Here(error),
         }
     }
-}
 
-impl Failure {
     /// An authority whose own certificate is not valid now was not listened to: how late it is there, it has not said.
     fn with_doubt(self) -> Self {
         let is_about_time =

@@ -54,8 +54,3 @@ impl std::fmt::Debug for Binding {
         formatter.debug_struct("Binding").field("key_id", &self.key_id).finish_non_exhaustive()
     }
 }
-
-/// Let's Encrypt.
-pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-/// Its twin for trials: nobody trusts what it signs, and its limits are high.
-pub const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";

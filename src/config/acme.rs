@@ -12,8 +12,8 @@ use toml::Table;
 
 use super::{absolute, check_ca, check_mirror, section::Section};
 use crate::{
-    acme::{Binding, Directory, LETS_ENCRYPT, LETS_ENCRYPT_STAGING, Settings, dns},
-    model::is_public_domain,
+    acme::{Binding, Directory, Settings, dns},
+    model::{LETS_ENCRYPT, directory_of_authority, is_mail_address, is_public_domain},
 };
 
 /// What flags and variables say of them.
@@ -74,8 +74,7 @@ impl AcmeFlags {
             Some(named) => directory("acme_directory", named, problems),
         };
         problems.extend(check_ca("acme_ca_file", flags.acme_ca_file.as_deref()));
-        let is_address = |email: &String| email.contains('@') && !email.contains(char::is_whitespace);
-        if let Some(email) = flags.acme_email.as_ref().filter(|email| !is_address(email)) {
+        if let Some(email) = flags.acme_email.as_ref().filter(|email| !is_mail_address(email)) {
             problems.push(format!("acme_email: '{email}' is not an address such as admin@example.com"));
         }
         let first = Directory { url, ca_file: flags.acme_ca_file, binding: file.binding };
@@ -87,18 +86,12 @@ impl AcmeFlags {
 
 /// The URL of an authority that may have a name.
 fn directory(setting: &str, named: &str, problems: &mut Vec<String>) -> String {
-    match named {
-        "letsencrypt" => LETS_ENCRYPT.to_owned(),
-        "letsencrypt-staging" => LETS_ENCRYPT_STAGING.to_owned(),
-        url => {
-            if url.parse::<http::Uri>().ok().and_then(|uri| uri.scheme().cloned()) != Some(http::uri::Scheme::HTTPS) {
-                problems.push(format!(
-                    "{setting}: '{url}' is neither letsencrypt, letsencrypt-staging, nor the https:// URL of a directory"
-                ));
-            }
-            url.to_owned()
-        }
-    }
+    directory_of_authority(named).unwrap_or_else(|| {
+        problems.push(format!(
+            "{setting}: '{named}' is neither letsencrypt, letsencrypt-staging, nor the https:// URL of a directory"
+        ));
+        named.to_owned()
+    })
 }
 
 /// The table `[acme]`; with `[[acme.fallback]]`, and one of `[acme.dns.update]`, `[acme.dns.webhook]`, `[acme.dns.program]`.

@@ -3,17 +3,12 @@
 //! A request that is of no trace yet begins one (W3C Trace Context): the application sees it as `traceparent`, and its own
 //! log can be joined with this one. Queries are left out, as they may have secrets in them.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Instant,
-};
+use std::time::Instant;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::{Frame, SizeHint};
 
-use super::Client;
+use super::{Client, ending::Ending};
 use crate::model::random_hex;
 
 /// What is known when a request has come.
@@ -25,14 +20,6 @@ pub(super) struct Line {
     path: String,
     trace: String,
     agent: String,
-}
-
-/// The body of an answer; it ends with the line.
-struct Logged {
-    body: Body,
-    line: Line,
-    status: StatusCode,
-    sent: u64,
 }
 
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -54,9 +41,28 @@ impl Line {
         }
     }
 
+    /// The answer, whose end is the line's.
     pub fn end(self, response: Response<Body>) -> Response<Body> {
         let status = response.status();
-        response.map(|body| Body::new(Logged { body, line: self, status, sent: 0 }))
+        response.map(|body| Body::new(Ending::new(body, move |sent| self.write(status, sent))))
+    }
+
+    fn write(self, status: StatusCode, sent: u64) {
+        let Self { begun, client, method, host, path, trace, agent } = self;
+        tracing::info!(
+            target: "epiniod::access",
+            client = %client.address.ip(),
+            scheme = client.scheme.as_str(),
+            %method,
+            host,
+            path,
+            status = status.as_u16(),
+            sent_bytes = sent,
+            duration_ms = begun.elapsed().as_secs_f64() * 1000.0,
+            trace,
+            agent,
+            "request",
+        );
     }
 }
 
@@ -82,52 +88,6 @@ fn id_of(parent: &str) -> Option<&str> {
     let id = parts.next().filter(|part| part.len() == 32).filter(is_hex)?;
     let _parent = parts.next().filter(|part| part.len() == 16).filter(is_hex)?;
     id.bytes().any(|c| c != b'0').then_some(id)
-}
-
-impl http_body::Body for Logged {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            self.sent += data.len() as u64;
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Logged {
-    fn drop(&mut self) {
-        let Line { begun, client, method, host, path, trace, agent } = &self.line;
-        tracing::info!(
-            target: "epiniod::access",
-            client = %client.address.ip(),
-            scheme = client.scheme.as_str(),
-            %method,
-            host,
-            path,
-            status = self.status.as_u16(),
-            sent_bytes = self.sent,
-            duration_ms = begun.elapsed().as_secs_f64() * 1000.0,
-            trace,
-            agent,
-            "request",
-        );
-    }
 }
 
 #[cfg(test)]

@@ -2,19 +2,17 @@
 
 use std::{
     net::SocketAddr,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use http::{Request, Response, StatusCode};
-use http_body::{Frame, SizeHint};
 
 use super::{
     Client, Compression, Edge, body,
     compress::Wish,
+    ending::Ending,
     h2c,
     pages::{self, Accept},
     upstream::Arriving,
@@ -88,56 +86,16 @@ fn counted(traffic: &Traffic, begun: Instant, page: Response<Body>) -> Response<
     page
 }
 
-/// The body of an answer on its way to the client. Its backend is busy until it has ended.
-pub(super) struct Answer {
-    body: Arriving,
-    backend: InFlight,
-    _stream: Option<h2c::Stream>,
-    status: StatusCode,
-    begun: Instant,
-    sent: u64,
-}
-
-impl Answer {
-    pub fn of(response: Response<Arriving>, backend: InFlight, begun: Instant) -> Response<Body> {
-        let (mut parts, body) = response.into_parts();
-        let (status, _stream) = (parts.status, parts.extensions.remove());
-        Response::from_parts(parts, Body::new(Self { body, backend, _stream, status, begun, sent: 0 }))
-    }
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    /// Frames as they are: data, and trailers.
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            self.sent += data.len() as u64;
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.backend.traffic().answered(self.status, self.begun.elapsed());
-        self.backend.traffic().sent(self.sent);
-    }
+/// The answer as it goes to the client. Its backend is busy until it has ended.
+pub(super) fn answer(response: Response<Arriving>, backend: InFlight, begun: Instant) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    let (status, stream) = (parts.status, parts.extensions.remove::<h2c::Stream>());
+    let ended = move |sent| {
+        backend.traffic().answered(status, begun.elapsed());
+        backend.traffic().sent(sent);
+        drop(stream);
+    };
+    Response::from_parts(parts, Body::new(Ending::new(body, ended)))
 }
 
 /// How long a tunnel has existed says nothing about who answered: it counts until it is open.

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     Client, body,
-    deliver::{Answer, Failed, tunnel_is_open},
+    deliver::{self, Failed},
     pages::{self, Accept},
     upstream::{Arriving, Failure, Upstream},
 };
@@ -128,7 +128,7 @@ fn finish(
         && let Some(client_side) = client_side
     {
         let server_side = hyper::upgrade::on(&mut response);
-        tunnel_is_open(&backend, begun.elapsed());
+        deliver::tunnel_is_open(&backend, begun.elapsed());
         tokio::spawn(async move {
             if let Ok((client, server)) = futures::future::try_join(client_side, server_side).await {
                 let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
@@ -142,7 +142,7 @@ fn finish(
         return response.map(|_| Body::empty());
     }
     strip(response.headers_mut(), None);
-    Answer::of(response, backend, begun)
+    deliver::answer(response, backend, begun)
 }
 
 fn prepare(request: &mut Request<Body>, client: Client, upgrade: Option<&HeaderValue>) {

@@ -20,6 +20,7 @@ use std::{
 };
 
 use super::{
+    ending::Ending,
     h2c::Multiplexed,
     pool::{self, Pool},
 };
@@ -59,12 +60,6 @@ pub(super) struct Arriving {
     body: Incoming,
     link: Option<Link>,
     home: Option<(Pool<Link>, SocketAddr)>,
-}
-
-/// The body of a request, which says when nothing of it is left to send.
-struct Departing {
-    body: Body,
-    is_over: Arc<AtomicBool>,
 }
 
 /// Why a request has no response.
@@ -231,33 +226,8 @@ fn watched(request: Request<Body>) -> (Request<Body>, Option<Arc<AtomicBool>>) {
     }
     let is_over = Arc::new(AtomicBool::new(false));
     let tell = Arc::clone(&is_over);
-    (request.map(|body| Body::new(Departing { body, is_over: tell })), Some(is_over))
-}
-
-impl http_body::Body for Departing {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Departing {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Release);
-    }
+    let ended = move |_| tell.store(true, Ordering::Release);
+    (request.map(|body| Body::new(Ending::new(body, ended))), Some(is_over))
 }
 
 #[cfg(test)]

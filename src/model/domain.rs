@@ -9,6 +9,11 @@ pub fn is_public_domain(domain: &str) -> bool {
     domain != LOCALHOST && !MAGIC.iter().any(|magic| domain.strip_suffix(magic).is_some_and(|rest| rest.ends_with('.')))
 }
 
+/// The name that stands for all that are where a host is (RFC 9525, section 6.3).
+pub fn wildcard_of(host: &str) -> Option<String> {
+    Some(format!("*.{}", host.split_once('.')?.1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,6 +101,9 @@ struct Host {
     images: Images,
     /// Numbers on the bridge, or ports, that are taken.
     numbers: std::sync::Mutex<std::collections::BTreeSet<u16>>,
+    /// Which of all is tried first: daemons of several users share the ports of a machine, and a port is free until somebody
+    /// listens on it.
+    first_number: usize,
 }
 
 /// Runs this process as one that sets a sandbox up, when its arguments say so. Call it before anything starts a thread.
@@ -250,6 +253,10 @@ impl Host {
         let connection = if root { Connection::open(&identity)? } else { Connection::Host };
         let monitor = data_dir.join("run").join(format!("monitor-{}", &Digest::of(MONITOR).hex()[..16]));
         install(&monitor, || crate::oci::expand(MONITOR)).map_err(io("writing the monitor to"))?;
+        let first_number = match &connection {
+            Connection::Host => u32::from_str_radix(&identity.hex()[..8], 16).unwrap_or(0) as usize,
+            _ => 0,
+        };
         let images = Images::open(data_dir.join("layers"), blobs, ownership).map_err(io("opening the layers of"))?;
         Ok(Self {
             own_binary,
@@ -261,6 +268,7 @@ impl Host {
             images,
             monitor,
             numbers: std::sync::Mutex::default(),
+            first_number,
             data_dir,
         })
     }
@@ -278,13 +286,10 @@ impl Host {
         let shared = matches!(self.connection, Connection::Host);
         let mut numbers = self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let all = self.connection.numbers();
-        // Daemons of several users share the ports of a machine, and a port is free until somebody listens on it.
-        let digest = Digest::of(self.data_dir.as_os_str().as_encoded_bytes());
-        let ahead = u32::from_str_radix(&digest.hex()[..8], 16).unwrap_or(0) as usize % all.len();
         let free = all
             .clone()
             .cycle()
-            .skip(if shared { ahead } else { 0 })
+            .skip(self.first_number % all.len())
             .take(all.len())
             .find(|n| !numbers.contains(n) && (!shared || network::is_free(*n)));
         let number =

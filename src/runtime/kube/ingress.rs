@@ -27,7 +27,7 @@ use super::{
     workload::labels,
 };
 use crate::{
-    model::{AppName, Digest, Namespace, Route},
+    model::{AppName, Digest, Namespace, Route, wildcard_of},
     runtime::{Error, HostCertificate},
     telemetry::chain,
 };
@@ -265,7 +265,7 @@ fn has_api_ingress(cluster: &Cluster) -> bool {
 
 /// The one of the host itself, or of all names that are where it is.
 fn find<'a>(known: &'a BTreeMap<String, Arc<Known>>, host: &str) -> Option<&'a Arc<Known>> {
-    known.get(host).or_else(|| known.get(&format!("*.{}", host.split_once('.')?.1)))
+    known.get(host).or_else(|| known.get(&wildcard_of(host)?))
 }
 
 /// The secrets of ours that an ingress names.

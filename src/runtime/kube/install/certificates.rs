@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Entrance, Error, Installation, TRUST_FOLDER, Wishes};
-use crate::{model::is_public_domain, runtime::kube::names};
+use crate::{
+    model::{directory_of_authority, is_mail_address, is_public_domain},
+    runtime::kube::names,
+};
 
 /// Who comes by certificates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +92,7 @@ pub(super) fn settle(
         ));
     }
     let email = wishes.acme_email.clone().or(kept.email);
-    if let Some(email) = email.as_ref().filter(|email| !email.contains('@') || email.contains(char::is_whitespace)) {
+    if let Some(email) = email.as_ref().filter(|email| !is_mail_address(email)) {
         return Err(Error::undecided(
             format!("'{email}' is not an address of mail"),
             "give one such as admin@example.com with --acme-email",
@@ -99,7 +102,7 @@ pub(super) fn settle(
 }
 
 fn is_directory(text: &str) -> bool {
-    ["letsencrypt", "letsencrypt-staging", OFF].contains(&text) || text.starts_with("https://")
+    text == OFF || directory_of_authority(text).is_some()
 }
 
 /// What `--acme-directory` and `--tls-issuer` say for nobody.
