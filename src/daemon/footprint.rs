@@ -17,10 +17,7 @@ pub(super) async fn keep_small(stop: CancellationToken) {
         }
         match tokio::task::spawn_blocking(local::give_back).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "memory that is not used cannot be given back");
-                return;
-            }
+            Ok(Err(error)) => tracing::debug!(%error, "pages of the program cannot be given back"),
             Err(error) => tracing::error!(%error, "giving back memory broke off"),
         }
     }
