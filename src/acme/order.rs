@@ -115,8 +115,11 @@ impl Ordering<'_> {
         let replaced = kept.value.issued.as_ref().filter(|issued| issued.directory == self.directory.url);
         let made = match replaced.and_then(Issued::identifier) {
             Some(replaced) => match self.client.account.new_order(&new().replaces(replaced)).await {
-                // An authority that knows nothing of what is replaced, or saw it replaced already, says so in many ways.
-                Err(error) if matches!(Failure::of(&error, &self.client.heard), Failure::Refused(_)) => {
+                // An authority that knows nothing of what is replaced, or saw it replaced already, says so in many ways; Pebble by
+                // an error of its own.
+                Err(error @ instant_acme::Error::Api(_))
+                    if matches!(Failure::of(&error, &self.client.heard), Failure::Refused(_) | Failure::Away(_)) =>
+                {
                     self.client.account.new_order(&new()).await
                 }
                 made => made,

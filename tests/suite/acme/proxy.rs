@@ -13,6 +13,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -33,6 +34,8 @@ pub enum Verdict {
     Hang,
     /// The authority has looked at a challenge, in vain, before it answers that it will.
     Judged,
+    /// It has an error of its own where an order is to replace a certificate.
+    ForgotIssued,
     /// It does what is asked, but for orders, and its clock is ahead by so many hours.
     Later {
         hours: i64,
@@ -122,7 +125,10 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     *shared.asked.lock().expect("no panic").entry(path).or_default() += 1;
     let problem = |kind: &str, detail: &str, header: (header::HeaderName, String)| {
         let problem = serde_json::json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": detail});
-        let status = StatusCode::TOO_MANY_REQUESTS;
+        let status = match kind {
+            "serverInternal" => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::TOO_MANY_REQUESTS,
+        };
         (status, [(header::CONTENT_TYPE, "application/problem+json".to_owned()), header], problem.to_string())
             .into_response()
     };
@@ -137,7 +143,13 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         }
         _ => {}
     }
-    let answer = pass(&shared, request).await;
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.expect("a small request");
+    if matches!(verdict, Verdict::ForgotIssued) && replaces(&body) {
+        let cause = "could not find an order for the given certificate";
+        return problem("serverInternal", cause, (header::CACHE_CONTROL, "no-store".to_owned()));
+    }
+    let answer = pass(&shared, Request::from_parts(head, body.into())).await;
     match verdict {
         Verdict::PassUnheard => (StatusCode::BAD_GATEWAY, "it is gone").into_response(),
         Verdict::Hang => {
@@ -162,6 +174,13 @@ async fn judged(answer: Response) -> Response {
     challenge["error"] = serde_json::json!({"type": kind, "detail": "connection refused", "status": 403});
     head.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(head, challenge.to_string().into())
+}
+
+/// Whether what is signed names a certificate that it is for (RFC 9773, section 5).
+fn replaces(body: &[u8]) -> bool {
+    let signed: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(signed["payload"].as_str().unwrap_or_default()).unwrap_or_default();
+    serde_json::from_slice::<serde_json::Value>(&payload).is_ok_and(|payload| !payload["replaces"].is_null())
 }
 
 /// Under the name that the daemon knows: the authority says its addresses by it.

@@ -47,6 +47,21 @@ fn an_authority_that_is_away_is_asked_again_and_users_are_told_meanwhile() {
 }
 
 #[test]
+fn a_certificate_is_renewed_though_the_authority_has_forgotten_the_one_before() {
+    // It is renewed after four seconds.
+    let manner = Manner { validity: 6, ..Manner::default() };
+    let Some(internet) = Internet::enter("an authority that forgets", manner) else { return };
+    let proxy = Proxy::start(&internet);
+    proxy.behave(|_| Verdict::ForgotIssued);
+    let site = Site::start(internet, &[("EPINIOD_ACME_DIRECTORY", &proxy.directory())]);
+    let host = "epinio.paas.test";
+    wait_until("there is a certificate", super::SOON, || !site.serial(host).is_empty() && proxy.asked(CERTIFICATE) > 0);
+    let asked = proxy.asked(CERTIFICATE);
+    wait_until("there is another one", super::SOON, || proxy.asked(CERTIFICATE) > asked);
+    assert!(proxy.asked(ORDER) > proxy.asked(CERTIFICATE), "it was asked with the one before, and without");
+}
+
+#[test]
 fn an_account_is_bound_to_another_one_where_the_authority_wants_it() {
     let binding = Some(("kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"));
     let manner = Manner { binding, ..Manner::default() };

@@ -284,6 +284,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the last lines of the daemon's log:\n{}", self.log_tail());
+        }
         if let Some(mut reaper) = self.reaper.take() {
             drop(reaper.stdin.take());
             let _ = reaper.wait();
