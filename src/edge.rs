@@ -187,10 +187,7 @@ impl Edge {
             Asked::Websocket(accept) => websocket::answered(self.respond(request, client, host).await, &accept),
             Asked::Refused(page) => page,
         };
-        if let Some(time) = self.settings.strict_transport.filter(|_| client.scheme == Scheme::Https)
-            && let Ok(value) = HeaderValue::from_str(&format!("max-age={}", time.as_secs()))
-        {
-            // What an application says itself holds.
+        if let Some(Ok(value)) = self.settings.strict_transport(client.scheme).map(HeaderValue::try_from) {
             response.headers_mut().entry(header::STRICT_TRANSPORT_SECURITY).or_insert(value);
         }
         match line {
@@ -203,7 +200,7 @@ impl Edge {
         if let Some(text) = self.challenges.text(request.uri().path()) {
             return Response::new(Body::from(text));
         }
-        if let Some(port) = self.tls_port.filter(|_| client.scheme == Scheme::Http && self.is_to_be_secure(&host)) {
+        if let Some(port) = self.secure_port(client.scheme, &host) {
             return pages::elsewhere(&request, &host, port);
         }
         if self.is_api(&host) {
@@ -261,9 +258,11 @@ impl Edge {
         }
     }
 
-    /// Whoever speaks to an address has no name to check a certificate by, and is mostly on this machine.
-    fn is_to_be_secure(&self, host: &str) -> bool {
-        host != "localhost" && host.parse::<IpAddr>().is_err()
+    /// Where a request that came without TLS is sent. Not one to an address: whoever speaks to that has no name to check a
+    /// certificate by, and is mostly on this machine.
+    fn secure_port(&self, scheme: Scheme, host: &str) -> Option<u16> {
+        let is_named = || host != "localhost" && host.parse::<IpAddr>().is_err();
+        self.tls_port.filter(|_| scheme == Scheme::Http && is_named())
     }
 
     /// The API's own hosts: `epinio.DOMAIN`, bare `localhost`, and addresses.

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::head::{Answered, Asked};
-use super::{AccessLog, Client, Compression, Edge, Scheme, pool, proxy};
+use super::{AccessLog, Client, Compression, Edge, pool, proxy};
 use crate::apps::{InFlight, Lookup};
 
 /// What is read at once, and so much of a head may there be, in bytes.
@@ -84,7 +84,7 @@ impl Edge {
     /// The backend of a request that nothing else is to be done with.
     fn direct(&self, asked: &Asked, client: Client) -> Option<InFlight> {
         let (host, path) = (asked.host.as_str(), asked.path.as_str());
-        let is_moved = self.tls_port.is_some() && client.scheme == Scheme::Http && self.is_to_be_secure(host);
+        let is_moved = self.secure_port(client.scheme, host).is_some();
         if self.settings.access_log == AccessLog::On || is_moved || self.is_api(host) {
             return None;
         }
@@ -234,11 +234,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
         if !answered.has_date {
             head::put(&mut text, "date", &[httpdate::fmt_http_date(std::time::SystemTime::now()).as_bytes()]);
         }
-        if let Some(time) = self.edge.settings.strict_transport.filter(|_| self.client.scheme == Scheme::Https)
-            && !answered.has_hsts
-        {
-            // What an application says itself holds.
-            head::put(&mut text, "strict-transport-security", &[format!("max-age={}", time.as_secs()).as_bytes()]);
+        if let Some(value) = self.edge.settings.strict_transport(self.client.scheme).filter(|_| !answered.has_hsts) {
+            head::put(&mut text, "strict-transport-security", &[value.as_bytes()]);
         }
         if is_over {
             head::put(&mut text, "connection", &[b"close"]);

@@ -4,6 +4,8 @@ use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
+use super::Scheme;
+
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// For how long browsers are to use TLS only, once they have seen it (RFC 6797).
@@ -76,6 +78,12 @@ impl Settings {
             compression: own.compression.or(Some(self.compression)),
             ..own
         }
+    }
+
+    /// What clients of TLS are told in `Strict-Transport-Security`; what an application says itself holds.
+    pub(super) fn strict_transport(&self, scheme: Scheme) -> Option<String> {
+        let time = self.strict_transport.filter(|_| scheme == Scheme::Https)?;
+        Some(format!("max-age={}", time.as_secs()))
     }
 
     pub(super) fn is_load_balancer(&self, address: IpAddr) -> bool {

@@ -8,9 +8,9 @@ use std::{
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Request, State},
-    http::{StatusCode, header},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse as _, Response},
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -149,7 +149,7 @@ async fn forward(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         let cause = "could not find an order for the given certificate";
         return problem("serverInternal", cause, (header::CACHE_CONTROL, "no-store".to_owned()));
     }
-    let answer = pass(&shared, Request::from_parts(head, body.into())).await;
+    let answer = pass(&shared, head, body).await;
     match verdict {
         Verdict::PassUnheard => (StatusCode::BAD_GATEWAY, "it is gone").into_response(),
         Verdict::Hang => {
@@ -184,9 +184,7 @@ fn replaces(body: &[u8]) -> bool {
 }
 
 /// Under the name that the daemon knows: the authority says its addresses by it.
-async fn pass(shared: &Shared, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, 1 << 20).await.expect("a small request");
+async fn pass(shared: &Shared, head: Parts, body: Bytes) -> Response {
     let url = format!("{AUTHORITY}{}", head.uri);
     let sent = shared.http.request(head.method, url).headers(head.headers).body(body).send().await;
     let Ok(answer) = sent else { return StatusCode::BAD_GATEWAY.into_response() };
