@@ -62,7 +62,8 @@ impl Managed {
         }
     }
 
-    fn stop(mut self) {
+    /// Its place, where another may be started.
+    fn stop(mut self) -> Daemon {
         send(&self.child, Signal::SIGTERM);
         let said = self.hear("STOPPING=1");
         assert!(said.contains("EXTEND_TIMEOUT_USEC="), "{said}");
@@ -72,6 +73,7 @@ impl Managed {
             status.is_some()
         });
         assert!(status.is_some_and(|status| status.success()), "{status:?}\n{}", self.daemon.log_tail());
+        self.daemon
     }
 }
 
@@ -91,14 +93,22 @@ fn a_manager_hears_of_a_daemon_that_serves_lives_and_stops_and_of_nobody_else() 
     let url = managed.daemon.push("web", &sample("procfile"));
     assert_eq!(get(&url).unwrap().status, 200);
     let data_dir = managed.daemon.data_dir();
-    let monitors = processes(|command| command.contains(&format!("{}/workloads/", data_dir.display())));
-    assert!(!monitors.is_empty(), "the monitor of the instance is not found");
+    let monitors = || processes(|command| command.contains(&format!("{}/workloads/", data_dir.display())));
+    let monitor = monitors();
+    assert!(!monitor.is_empty(), "the monitor of the instance is not found");
     let others = processes(|_| true).into_iter().filter(|pid| *pid != managed.child.id());
     let told: Vec<u32> = others.filter(|pid| read(*pid, "environ").contains(path.to_str().unwrap())).collect();
     assert!(told.is_empty(), "these could speak in the daemon's name: {told:?}");
     let inside = managed.daemon.run(["apps", "exec", "web", "--", "env"]);
     assert!(inside.contains("PORT=") && !inside.contains("NOTIFY_SOCKET"), "{inside}");
-    managed.stop();
+    let mut daemon = managed.stop();
+
+    // The manager ends nothing but the daemon; the next one finds the instance, and is who can end it.
+    assert_eq!(monitors(), monitor, "the instance did not run on");
+    daemon.resume();
+    wait_until("the route is back", PATIENCE, || get(&url).is_ok_and(|page| page.status == 200));
+    daemon.stop();
+    assert!(monitors().is_empty(), "the instance was left behind");
 }
 
 #[test]
@@ -108,7 +118,7 @@ fn a_manager_may_listen_where_there_is_no_file() {
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let managed = Managed::start(daemon, socket, &format!("@{name}"));
     managed.hear("READY=1");
-    managed.stop();
+    drop(managed.stop());
 }
 
 #[test]
