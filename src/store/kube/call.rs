@@ -226,8 +226,11 @@ impl kube::runtime::utils::Backoff for Pauses {
     }
 }
 
+/// 401 as well: the server says so, too, when it cannot look a credential up just now, and a credential that is renewed is read
+/// again. And the one of a pod ends when the pod is deleted by force, which is a moment before its process does: that is no
+/// verdict about anything, and who listens is not to be told of one.
 fn is_passing(code: u16) -> bool {
-    matches!(code, 408 | 429 | 500 | 502 | 503 | 504)
+    matches!(code, 401 | 408 | 429 | 500 | 502 | 503 | 504)
 }
 
 /// Paths that the API server does not know are answered in plain text, not with a `Status`.
@@ -275,10 +278,18 @@ mod tests {
         let asked = Cell::new(0);
         let answer = call(|| {
             asked.set(asked.get() + 1);
-            let done = asked.get() == 3;
-            async move { if done { Ok("done") } else { refused(status(503, "ServiceUnavailable", "starting")) } }
+            let next = asked.get();
+            async move {
+                match next {
+                    1 => refused(status(503, "ServiceUnavailable", "starting")),
+                    2 => refused(status(401, "Unauthorized", "Unauthorized")),
+                    _ => Ok("done"),
+                }
+            }
         });
         assert_eq!((answer.await.unwrap(), asked.get()), ("done", 3));
+        let forbidden = call::<(), _>(|| async { refused(status(403, "Forbidden", "")) }).await.unwrap_err();
+        assert!(forbidden.code() == Some(403) && !forbidden.may_be_done(), "{forbidden:?}");
         let asked = Cell::new(0);
         let answer = call::<(), _>(|| {
             asked.set(asked.get() + 1);
