@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write as _, path::PathBuf, time::Duration};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 use crate::support::{Daemon, Internet, Manner, Packages, Response, RunBy, request, wait_until};
@@ -69,6 +69,14 @@ impl Site {
     fn is_trusted(&self, host: &str) -> bool {
         let trusted = self.trusted.to_str().expect("a path");
         request(&["--max-time", "10", "--cacert", trusted, &format!("https://{host}/")]).is_ok()
+    }
+}
+
+impl Drop for Site {
+    /// The folder of a disk cannot be taken away while the disk is there.
+    fn drop(&mut self) {
+        let _ = self.daemon.output(["stop", "--all"]);
+        let _ = umount2(&self.daemon.data_dir(), MntFlags::MNT_DETACH);
     }
 }
 
