@@ -66,6 +66,14 @@ impl Drop for Turn {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.kubectl(&["get", "pods,events", "-A"]));
+            for (namespace, label) in
+                [("epiniod", "app.kubernetes.io/component"), ("epiniod-builds", "epiniod.dev/staging")]
+            {
+                eprintln!(
+                    "{}",
+                    self.kubectl(&["logs", "-n", namespace, "-l", label, "--all-containers", "--prefix", "--tail=60"])
+                );
+            }
         }
         self.epiniod(&["uninstall", "--apps", "--yes"]);
         let _ = fs::remove_file(self.settings());

@@ -290,11 +290,13 @@ impl Pushing {
     /// Waits for the end: whether it succeeded, and what was said.
     pub fn end(mut self) -> (bool, String) {
         let mut status = None;
-        let what = format!("the push of {} has ended", self.name);
-        wait_until(&what, PUSH_DEADLINE, || {
+        let deadline = std::time::Instant::now() + PUSH_DEADLINE;
+        while status.is_none() {
             status = self.child.try_wait().expect("its status");
-            status.is_some()
-        });
+            let late = std::time::Instant::now() >= deadline;
+            assert!(!late, "pushing {} did not end within {PUSH_DEADLINE:?}:\n{}", self.name, self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         if let Some(reader) = self.reader.take() {
             reader.join().expect("a reader");
         }
