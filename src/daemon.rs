@@ -42,13 +42,6 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let manager = Manager::of_environment();
     let _watchdog = manager.keep_watchdog();
     let api = listen("--listen", config.listen).await?;
-    let tls = match config.listen_tls {
-        Some(address) => Some(listen("--listen-tls", address).await?),
-        None => None,
-    };
-    let registry = listen("--registry-listen", config.registry_listen).await?;
-    let (api_address, registry_address) = (address_of(&api)?, address_of(&registry)?);
-    let tls_address = tls.as_ref().map(address_of).transpose()?;
     let place = match &config.kubernetes {
         Some(kubernetes) => Some(Place::connect(kubernetes, &config).await?),
         None => None,
@@ -57,6 +50,14 @@ pub async fn run(config: Config, mode: Mode) -> Result<(), Error> {
     let answering = stead.as_ref().map(standby::Stead::answer).transpose()?;
     let leading = manager.waiting(standby::WAITING, standby::until_leading(place.as_ref(), &control));
     let Some(leadership) = leading.await? else { return Ok(()) };
+    // Not before: who is led to one that waits is refused there, and comes again. A listener that nobody serves would keep it.
+    let tls = match config.listen_tls {
+        Some(address) => Some(listen("--listen-tls", address).await?),
+        None => None,
+    };
+    let registry = listen("--registry-listen", config.registry_listen).await?;
+    let (api_address, registry_address) = (address_of(&api)?, address_of(&registry)?);
+    let tls_address = tls.as_ref().map(address_of).transpose()?;
     let house = House::build(&config, api_address, tls_address, registry_address, &control, place.as_ref()).await?;
     house.take_up().await?;
 

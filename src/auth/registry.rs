@@ -85,7 +85,7 @@ fn verdict(error: &Error) -> Verdict {
         Error::Wait { .. } | Error::Busy => Verdict::Wait { seconds: error.retry_after().unwrap_or(1) },
         Error::Store(_) | Error::Hash(_) | Error::Interrupted(_) => {
             tracing::error!(error = %chain(error), "a credential could not be checked");
-            Verdict::Denied
+            Verdict::Unavailable
         }
         _ => Verdict::Unknown,
     }

@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 
 use crate::{oci::ClientError, telemetry};
 
-/// How long a registry may be away. A daemon that died without a word is replaced by then.
+/// How long a registry may be away, from when that was first noticed. A daemon that died without a word is replaced by then.
 const AWAY: Duration = Duration::from_secs(150);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Asks again while the registry does not answer. What is asked may be done twice.
 pub(super) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ClientError>) -> Result<T, ClientError> {
-    let until = Instant::now() + AWAY;
-    let mut told = false;
+    let mut away = None;
     loop {
         match ask().await {
-            Err(error) if error.is_away() && Instant::now() < until => {
-                if !std::mem::replace(&mut told, true) {
+            Err(error) if error.is_away() && away.is_none_or(|since: Instant| since.elapsed() < AWAY) => {
+                if away.is_none() {
                     println!("waiting for the registry: {}", telemetry::chain(&error));
+                    away = Some(Instant::now());
                 }
                 tokio::time::sleep(PAUSE).await;
             }

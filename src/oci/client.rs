@@ -5,10 +5,16 @@
 
 use std::{
     io::{self, Write},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use oci_distribution::{
     Client as Distribution, Reference, RegistryOperation,
     client::{ClientConfig, ClientProtocol},
@@ -25,6 +31,8 @@ use crate::model::Digest;
 
 /// How long a registry may be silent.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long about a layer, while nothing of it is on its way: its object storage may have to copy it.
+const LAYER_SILENCE: Duration = Duration::from_secs(330);
 /// How long it may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// One that is gone without a word is noticed after a few of these.
@@ -56,7 +64,7 @@ impl Client {
         };
         let distribution = Distribution::try_from(config)
             .map_err(|source| Error::Registry { doing: "starting".to_owned(), source })?;
-        // No deadline on silence: the answer to a layer comes after its last byte. The step that pushes has one.
+        // Each request has a deadline of its own: the answer to a layer comes after its last byte.
         let http = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(CONNECT)
@@ -104,7 +112,10 @@ impl Client {
 
     pub async fn has_blob(&self, repository: &str, digest: &Digest) -> Result<bool, Error> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.address);
-        let response = self.send(self.http.head(url), "looking for a blob").await?;
+        let mut response = self.send(self.http.head(url), "looking for a blob").await?;
+        if matches!(response.status().as_u16(), 502..=504) {
+            response = succeeded(response, "looking for a blob").await?;
+        }
         Ok(response.status().is_success())
     }
 
@@ -154,9 +165,13 @@ impl Client {
             Ok::<_, io::Error>(layer)
         });
         // The two halves end each other: a worker that fails closes the body, a request that fails closes the channel.
-        let body = reqwest::Body::wrap_stream(receiver);
+        let steps = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&steps);
+        let body = reqwest::Body::wrap_stream(receiver.inspect(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }));
         let patch = self.http.patch(session).header("Content-Type", "application/octet-stream").body(body);
-        let sent = self.accepted(patch, &doing()).await;
+        let sent = self.moving(patch, &steps, &doing()).await;
         let written = worker.await.map_err(io::Error::other).and_then(|layer| layer);
         // A registry that refuses breaks the pipe of the writer: its answer is the cause.
         let (sent, layer) = match (sent, written) {
@@ -167,7 +182,7 @@ impl Client {
         let separator = if session.contains('?') { '&' } else { '?' };
         let finish =
             self.http.put(format!("{session}{separator}digest={}", layer.blob.digest)).header("Content-Length", 0);
-        self.accepted(finish, &doing()).await?;
+        self.moving(finish, &steps, &doing()).await?;
         Ok(layer)
     }
 
@@ -205,9 +220,32 @@ impl Client {
         succeeded(self.send(request, doing).await?, doing).await
     }
 
+    /// Of a request that has nothing long in it.
     async fn send(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
+        self.answer(request.timeout(SILENCE), doing).await
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
         let sent = request.basic_auth("token", Some(&self.token)).send().await;
         sent.map_err(|source| Error::Http { doing: doing.to_owned(), source })
+    }
+
+    /// Waits for a good answer as long as steps of the body go out, and then a while.
+    async fn moving(
+        &self,
+        request: reqwest::RequestBuilder,
+        steps: &AtomicUsize,
+        doing: &str,
+    ) -> Result<reqwest::Response, Error> {
+        let mut answer = pin!(async { succeeded(self.answer(request, doing).await?, doing).await });
+        loop {
+            let before = steps.load(Ordering::Relaxed);
+            match tokio::time::timeout(LAYER_SILENCE, &mut answer).await {
+                Ok(answered) => return answered,
+                Err(_) if steps.load(Ordering::Relaxed) != before => {}
+                Err(_) => return Err(Error::Silent { doing: doing.to_owned(), seconds: LAYER_SILENCE.as_secs() }),
+            }
+        }
     }
 
     /// Where an upload goes on.
@@ -277,6 +315,8 @@ pub enum Error {
     Registry { doing: String, source: OciDistributionError },
     #[error("{doing}")]
     Http { doing: String, source: reqwest::Error },
+    #[error("{doing}: the registry was silent for {seconds} s")]
+    Silent { doing: String, seconds: u64 },
     #[error("{doing}: the registry answers {status}: {text}")]
     Refused { doing: String, status: u16, text: String },
     #[error("{doing}")]
@@ -290,6 +330,7 @@ impl Error {
     pub fn is_away(&self) -> bool {
         match self {
             Self::Http { source, .. } => !source.is_builder(),
+            Self::Silent { .. } => true,
             Self::Registry { source: OciDistributionError::RequestError(source), .. } => !source.is_builder(),
             Self::Registry { source: OciDistributionError::ServerError { code: status, .. }, .. }
             | Self::Refused { status, .. }

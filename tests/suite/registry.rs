@@ -5,16 +5,17 @@ use std::{collections::HashSet, process::Command, sync::Arc};
 use async_trait::async_trait;
 use epiniod::{
     auth::{Audit, Auth, BuildClaims, Grant},
-    blob::DiskBlobs,
+    blob::{DiskBlobs, SharedBlobs},
     model::{Digest, Staging, Timestamp},
     oci::{
         Client, Compression, ConfigFile, Descriptor, MEDIA_TYPE_CONFIG, Manifest, RootFs,
         registry::{Action, Authenticator, Credential, Registry, Verdict},
     },
-    store::{DiskStore, Kind, Objects, Page, SharedStore},
+    store::{self, DiskStore, Event, Key, Kind, Object, Objects, Page, SharedStore, Slice, Store},
 };
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::sync::broadcast;
 
 use crate::support::has_skopeo;
 
@@ -45,7 +46,12 @@ async fn start() -> Place {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let store: SharedStore = DiskStore::open(&dir.path().join("store")).unwrap();
-    let registry = Registry::new(Objects::new(Arc::clone(&store)), DiskBlobs::open(&dir.path().join("blobs")).unwrap());
+    let blobs = DiskBlobs::open(&dir.path().join("blobs")).unwrap();
+    serve(dir, store, blobs).await
+}
+
+async fn serve(dir: TempDir, store: SharedStore, blobs: SharedBlobs) -> Place {
+    let registry = Registry::new(Objects::new(Arc::clone(&store)), blobs);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let router = registry.router(Arc::new(Password));
@@ -239,6 +245,56 @@ async fn a_build_reaches_its_own_repository_and_no_list_of_all() {
     assert_eq!(permits(Some("workspace/app"), Action::Delete).await, Verdict::Denied);
     assert_eq!(permits(Some("workspace/other"), Action::Pull).await, Verdict::Denied);
     assert_eq!(permits(None, Action::Catalog).await, Verdict::Denied);
+}
+
+/// A cluster's API server that does not answer, or does not know the credential of a daemon that ends.
+struct Away;
+
+impl Away {
+    fn error<T>() -> Result<T, store::Error> {
+        Err(store::Error::Backend { doing: "asking".to_owned(), cause: "nobody answers".to_owned() })
+    }
+}
+
+#[async_trait]
+impl Store for Away {
+    async fn get(&self, _: &Key) -> Result<Option<Object>, store::Error> {
+        Self::error()
+    }
+
+    async fn list(&self, _: Kind, _: &Page) -> Result<Slice, store::Error> {
+        Self::error()
+    }
+
+    async fn put(&self, _: Object) -> Result<Object, store::Error> {
+        Self::error()
+    }
+
+    async fn delete(&self, _: &Key, _: Option<u64>) -> Result<(), store::Error> {
+        Self::error()
+    }
+
+    fn watch(&self, _: Kind) -> broadcast::Receiver<Event> {
+        broadcast::channel(1).1
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_is_no_verdict() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let blobs = DiskBlobs::open(&dir.path().join("blobs")).unwrap();
+    let place = serve(dir, Arc::new(Away), blobs).await;
+    let digest = Digest::of("a layer");
+    let layer = place.client.push_layer("workspace/app", Compression::Zstd, |out| out.write_all(b"a layer"));
+    for (what, error) in [
+        ("has_blob", place.client.has_blob("workspace/app", &digest).await.map(drop)),
+        ("manifest", place.client.manifest("workspace/app", "v1").await.map(drop)),
+        ("mount", place.client.mount("workspace/app", "epiniod/base", &digest).await.map(drop)),
+        ("push_layer", layer.await.map(drop)),
+    ] {
+        let error = error.expect_err(what);
+        assert!(error.is_away(), "{what}: whoever asks is to ask again: {error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,4 +55,6 @@ pub enum Verdict {
     Wait {
         seconds: u64,
     },
+    /// It could not be found out just now: 503.
+    Unavailable,
 }

@@ -52,6 +52,8 @@ pub enum Error {
     Unsupported,
     #[error("the content ended early")]
     Interrupted(#[source] std::io::Error),
+    #[error("this credential cannot be checked just now; repeat it in a moment")]
+    Unchecked,
     #[error("the store failed")]
     Store(#[from] store::Error),
     #[error("the object storage does not answer; repeat it in a moment")]
@@ -90,7 +92,10 @@ impl Error {
             Self::PageInvalid => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::Interrupted(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
-            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN"),
+            // A cluster's API server is away, or does not know the credential of a daemon that ends: another one takes over.
+            Self::Unavailable(_) | Self::Unchecked | Self::Store(store::Error::Backend { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN")
+            }
             Self::Store(_) | Self::Blob(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
         }
     }

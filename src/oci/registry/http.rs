@@ -131,6 +131,7 @@ async fn permit(server: &Server, head: &Parts, repository: Option<&str>, action:
         Verdict::Unknown => Err(Error::Unauthorized),
         Verdict::Denied => Err(Error::Denied),
         Verdict::Wait { seconds } => Err(Error::Wait(seconds)),
+        Verdict::Unavailable => Err(Error::Unchecked),
     }
 }
 

@@ -38,6 +38,7 @@ fn two_replicas_on_s3_take_over_from_one_another_in_the_middle_of_a_push() {
     place.import_image();
     install(&place, &bucket);
     let first = leader(&place);
+    who_waits_keeps_nobody(&place, &first);
     assert!(place.kubectl(&["get", "persistentvolumeclaims", "-n", "epiniod", "-o", "name"]).is_empty());
 
     let source = place.dir.path().join("numbers");
@@ -102,6 +103,25 @@ fn install(place: &Place, bucket: &Bucket) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("does not reach it"), "{said}\n{}", daemons(place));
     assert!(String::from_utf8_lossy(&output.stdout).contains(&format!("http://epinio.{node}.sslip.io")), "{output:?}");
+}
+
+/// Where the registry of a pod would be that does not lead, connections are refused: who has one there comes again.
+fn who_waits_keeps_nobody(place: &Place, leader: &str) {
+    let addresses = r#"jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}"#;
+    let daemons = "app.kubernetes.io/component=daemon";
+    let addresses = place.kubectl(&["get", "pods", "-n", "epiniod", "-l", daemons, "-o", addresses]);
+    let mut seen = 0;
+    for (pod, address) in addresses.lines().filter_map(|line| line.split_once(' ')) {
+        let url = format!("http://{address}:30500/v2/");
+        let asked = place.on_node(&["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", &url]);
+        let answer = { asked }.output().expect("curl can be run");
+        let answer = (answer.status.code(), String::from_utf8_lossy(&answer.stdout).into_owned());
+        // 7: the connection was refused.
+        let wanted = if pod == leader { (Some(0), "401".to_owned()) } else { (Some(7), "000".to_owned()) };
+        assert_eq!(answer, wanted, "{pod} at {url}, where {leader} leads");
+        seen += 1;
+    }
+    assert_eq!(seen, 2, "{addresses}");
 }
 
 fn keys(command: &mut Command) -> &mut Command {
