@@ -109,9 +109,10 @@
 //!    clients to TLS where certificates of the public are asked for; whether a controller does is the controller's to decide.
 //!    With `--tls-issuer` ingresses ask cert-manager, and the daemon nobody.
 //! 6. On a bucket there may be several daemons. One leads and has a label, which the services select; the others are ready,
-//!    and answer 503 to whoever asks them all the same. One that ends gives the Lease back when its last write is done, and
-//!    answers 503 until nodes have learnt of the next one. One that falls silent loses the Lease after 15 s, and its label to
-//!    the next. Only the one that leads orders certificates. Nothing in a pod is missed: what the next one does not find in the cluster or in the bucket it makes anew.
+//!    answer 503 to whoever asks their API all the same, and refuse connections to where the registry and TLS would be. One
+//!    that ends gives the Lease back when its last write is done, and answers 503 until nodes have learnt of the next one. One
+//!    that falls silent loses the Lease after 15 s, and its label to the next. Only the one that leads orders certificates.
+//!    Nothing in a pod is missed: what the next one does not find in the cluster or in the bucket it makes anew.
 //!
 //! # A look inside
 //!
