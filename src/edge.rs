@@ -38,7 +38,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use self::{connection::Connection, pages::Accept, pool::Pool, proxy::Proxy, websocket::Asked};
+use self::{
+    connection::{Connection, HEAD_BYTES},
+    pages::Accept,
+    pool::Pool,
+    proxy::Proxy,
+    websocket::Asked,
+};
 pub use self::{
     settings::{AccessLog, Compression, Patience, RouteSettings, Settings},
     tls::Tls,
@@ -197,6 +203,9 @@ impl Edge {
     }
 
     async fn respond(&self, request: Request<Body>, client: Client, host: String) -> Response<Body> {
+        if size_of_head(&request) > HEAD_BYTES {
+            return pages::head_too_large(&request, HEAD_BYTES);
+        }
         if let Some(text) = self.challenges.text(request.uri().path()) {
             return Response::new(Body::from(text));
         }
@@ -295,6 +304,13 @@ fn max_connections() -> usize {
     let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(MAX_CONNECTIONS, |(soft, _)| soft);
     let most = (files.saturating_sub(OTHER_FILES) / 2).clamp(16, MAX_CONNECTIONS);
     usize::try_from(most).unwrap_or(usize::MAX)
+}
+
+/// As it would be written in HTTP/1.1, but for what may be left out.
+fn size_of_head(request: &Request<Body>) -> usize {
+    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
+    let lines = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    request.method().as_str().len() + target + " HTTP/1.1\r\n".len() + lines.sum::<usize>() + "\r\n".len()
 }
 
 /// The host that a request is for.

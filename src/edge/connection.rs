@@ -200,7 +200,7 @@ pub(super) fn server(patience: Patience) -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new());
     let mut http_1 = server.http1();
     http_1.timer(TokioTimer::new()).header_read_timeout(patience.head).keep_alive(true);
-    // It has no other limit for the size of a head; that of their number is 100.
+    // It has no other limit for the size of a head, and reads as much again at once; that of their number is 100.
     http_1.max_buf_size(HEAD_BYTES);
     let mut http_2 = server.http2();
     http_2.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING).enable_connect_protocol();
@@ -210,7 +210,7 @@ pub(super) fn server(patience: Patience) -> auto::Builder<TokioExecutor> {
 }
 
 /// The head of a request, in bytes: what is larger is answered 431. The frames of HTTP/2 that it may come in are limited by this.
-const HEAD_BYTES: usize = 64 << 10;
+pub(super) const HEAD_BYTES: usize = 64 << 10;
 /// Requests at once on a connection of HTTP/2.
 const STREAMS: u32 = 128;
 /// Requests of HTTP/2 that are taken back before anybody has looked at them, at once.

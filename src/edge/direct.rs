@@ -28,11 +28,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::head::{Answered, Asked};
-use super::{AccessLog, Client, Compression, Edge, pool, proxy};
+use super::{AccessLog, Client, Compression, Edge, connection::HEAD_BYTES, pool, proxy};
 use crate::apps::{InFlight, Lookup};
 
-/// What is read at once, and so much of a head may there be, in bytes.
-const BUFFER: usize = 64 << 10;
+/// What is read at once, and what is kept at most of what a client has sent, in bytes: all of a head.
+const BUFFER: usize = HEAD_BYTES;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into());
@@ -308,7 +308,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
         if self.read.len() >= BUFFER {
             return false;
         }
-        scratch(|buffer| match fill(&mut *self.stream, context, buffer) {
+        let room = BUFFER - self.read.len();
+        scratch(|buffer| match fill(&mut *self.stream, context, &mut buffer[..room]) {
             Poll::Pending => false,
             Poll::Ready(Ok(count @ 1..)) => {
                 self.read.extend_from_slice(&buffer[..count]);
@@ -355,11 +356,11 @@ fn fill<R: AsyncRead + Unpin>(from: &mut R, context: &mut Context<'_>, buffer: &
     Poll::Ready(Ok(filled.filled().len()))
 }
 
-/// How many bytes came; none at the end.
+/// How many bytes came, up to all that is kept; none at the end.
 async fn receive<R: AsyncRead + Unpin>(from: &mut R, into: &mut Vec<u8>) -> io::Result<usize> {
     poll_fn(|context| {
         scratch(|buffer| {
-            let count = ready!(fill(from, context, buffer))?;
+            let count = ready!(fill(from, context, &mut buffer[..BUFFER - into.len()]))?;
             into.extend_from_slice(&buffer[..count]);
             Poll::Ready(Ok(count))
         })

@@ -47,6 +47,12 @@ pub(super) fn too_large(accept: &Accept, most: u64) -> Response<Body> {
     write(accept, StatusCode::PAYLOAD_TOO_LARGE, &what, "Send less, or ask who runs this to allow more.")
 }
 
+/// 431: more than a server has a place for.
+pub(super) fn head_too_large(request: &Request<Body>, most: usize) -> Response<Body> {
+    let what = format!("The head of this request is larger than {} KiB.", most >> 10);
+    page(request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &what, "Send less; cookies of this site may have grown.")
+}
+
 /// 408: nothing more of a body came.
 pub(super) fn too_slow(accept: &Accept, silence: Duration) -> Response<Body> {
     let what = format!("Nothing of the body of this request arrived for {} s.", silence.as_secs());

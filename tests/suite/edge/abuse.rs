@@ -79,6 +79,19 @@ async fn heads_are_limited_in_size_and_number() {
                 let (status, _) = client.head().unwrap();
                 assert_eq!(status, 431, "{number} of {length} bytes");
             }
+            // However it arrives, and whatever was asked before.
+            for is_first in [true, false] {
+                let mut client = Client::connect(address);
+                if !is_first {
+                    assert_eq!(client.post("app.localhost", "/count", "12345").unwrap().body, "5");
+                }
+                let text = many(50, 2000);
+                let (most, rest) = text.split_at(60_000);
+                client.send(most).unwrap();
+                std::thread::sleep(Duration::from_millis(100));
+                let _ = client.send(rest);
+                assert_eq!(client.head().unwrap().0, 431, "the first request: {is_first}");
+            }
         })
         .await;
     front.close().await;
