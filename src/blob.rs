@@ -5,6 +5,7 @@
 //! and S3, and one contract test for both.
 
 mod disk;
+mod moving;
 mod s3;
 
 use std::{fs::File, ops::Range, path::PathBuf, sync::Arc};
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use disk::DiskBlobs;
+pub use moving::while_moving;
 pub use s3::{Claim, KeySource, Keys, S3Blobs, S3Settings, random_name};
 
 use crate::model::{Digest, Timestamp};

@@ -55,9 +55,10 @@ where
             head::Request::Plain(asked) => asked,
             head::Request::Partial if read.len() < BUFFER => {
                 seen = read.len();
+                let arriving = poll_fn(|context| read_on(stream, context, &mut read));
                 tokio::select! {
                     biased;
-                    received = receive(stream, &mut read) => if !matches!(received, Ok(1..)) { return None },
+                    received = arriving => if !matches!(received, Ok(1..)) { return None },
                     () = &mut stopped => return (!read.is_empty()).then_some(read),
                     () = &mut alarm => match patience.checked_sub(since.elapsed()) {
                         None | Some(Duration::ZERO) => return None,
@@ -308,17 +309,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
         if self.read.len() >= BUFFER {
             return false;
         }
-        let room = BUFFER - self.read.len();
-        scratch(|buffer| match fill(&mut *self.stream, context, &mut buffer[..room]) {
+        match read_on(&mut *self.stream, context, self.read) {
             Poll::Pending => false,
-            Poll::Ready(Ok(count @ 1..)) => {
-                self.read.extend_from_slice(&buffer[..count]);
+            Poll::Ready(Ok(1..)) => {
                 // It is asked again when there is more.
                 context.waker().wake_by_ref();
                 false
             }
             Poll::Ready(Ok(0) | Err(_)) => true,
-        })
+        }
     }
 }
 
@@ -357,15 +356,16 @@ fn fill<R: AsyncRead + Unpin>(from: &mut R, context: &mut Context<'_>, buffer: &
 }
 
 /// How many bytes came, up to all that is kept; none at the end.
-async fn receive<R: AsyncRead + Unpin>(from: &mut R, into: &mut Vec<u8>) -> io::Result<usize> {
-    poll_fn(|context| {
-        scratch(|buffer| {
-            let count = ready!(fill(from, context, &mut buffer[..BUFFER - into.len()]))?;
-            into.extend_from_slice(&buffer[..count]);
-            Poll::Ready(Ok(count))
-        })
+fn read_on<R: AsyncRead + Unpin>(
+    from: &mut R,
+    context: &mut Context<'_>,
+    into: &mut Vec<u8>,
+) -> Poll<io::Result<usize>> {
+    scratch(|buffer| {
+        let count = ready!(fill(from, context, &mut buffer[..BUFFER - into.len()]))?;
+        into.extend_from_slice(&buffer[..count]);
+        Poll::Ready(Ok(count))
     })
-    .await
 }
 
 /// Head and body by one write, where there is room.

@@ -5,10 +5,9 @@
 
 use std::{
     io::{self, Write},
-    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,7 +26,7 @@ use super::{
     layer::{Compression, Layer, LayerWriter},
     manifest::{ConfigFile, Descriptor, MEDIA_TYPE_INDEX, MEDIA_TYPE_MANIFEST, Manifest},
 };
-use crate::model::Digest;
+use crate::{blob::while_moving, model::Digest};
 
 /// How long a registry may be silent.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -113,7 +112,7 @@ impl Client {
     pub async fn has_blob(&self, repository: &str, digest: &Digest) -> Result<bool, Error> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.address);
         let mut response = self.send(self.http.head(url), "looking for a blob").await?;
-        if matches!(response.status().as_u16(), 502..=504) {
+        if is_of_absence(response.status().as_u16()) {
             response = succeeded(response, "looking for a blob").await?;
         }
         Ok(response.status().is_success())
@@ -123,7 +122,7 @@ impl Client {
     pub async fn mount(&self, repository: &str, from: &str, digest: &Digest) -> Result<bool, Error> {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/?mount={digest}&from={from}", self.address);
         let mut response = self.send(self.http.post(url), "mounting a blob").await?;
-        if matches!(response.status().as_u16(), 404 | 502..=504) {
+        if response.status() == reqwest::StatusCode::NOT_FOUND || is_of_absence(response.status().as_u16()) {
             response = succeeded(response, "mounting a blob").await?;
         }
         if response.status() == reqwest::StatusCode::ACCEPTED {
@@ -165,13 +164,13 @@ impl Client {
             Ok::<_, io::Error>(layer)
         });
         // The two halves end each other: a worker that fails closes the body, a request that fails closes the channel.
-        let steps = Arc::new(AtomicUsize::new(0));
+        let steps = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&steps);
         let body = reqwest::Body::wrap_stream(receiver.inspect(move |_| {
             counted.fetch_add(1, Ordering::Relaxed);
         }));
         let patch = self.http.patch(session).header("Content-Type", "application/octet-stream").body(body);
-        let sent = self.moving(patch, &steps, &doing()).await;
+        let sent = self.accepted_layer(patch, &steps, &doing()).await;
         let written = worker.await.map_err(io::Error::other).and_then(|layer| layer);
         // A registry that refuses breaks the pipe of the writer: its answer is the cause.
         let (sent, layer) = match (sent, written) {
@@ -182,7 +181,7 @@ impl Client {
         let separator = if session.contains('?') { '&' } else { '?' };
         let finish =
             self.http.put(format!("{session}{separator}digest={}", layer.blob.digest)).header("Content-Length", 0);
-        self.moving(finish, &steps, &doing()).await?;
+        self.accepted_layer(finish, &steps, &doing()).await?;
         Ok(layer)
     }
 
@@ -220,6 +219,18 @@ impl Client {
         succeeded(self.send(request, doing).await?, doing).await
     }
 
+    /// The same of one about a layer, of which `steps` are on their way.
+    async fn accepted_layer(
+        &self,
+        request: reqwest::RequestBuilder,
+        steps: &AtomicU64,
+        doing: &str,
+    ) -> Result<reqwest::Response, Error> {
+        let accepted = async { succeeded(self.answer(request, doing).await?, doing).await };
+        let silent = || Error::Silent { doing: doing.to_owned(), seconds: LAYER_SILENCE.as_secs() };
+        while_moving(accepted, steps, LAYER_SILENCE).await.ok_or_else(silent)?
+    }
+
     /// Of a request that has nothing long in it.
     async fn send(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
         self.answer(request.timeout(SILENCE), doing).await
@@ -228,24 +239,6 @@ impl Client {
     async fn answer(&self, request: reqwest::RequestBuilder, doing: &str) -> Result<reqwest::Response, Error> {
         let sent = request.basic_auth("token", Some(&self.token)).send().await;
         sent.map_err(|source| Error::Http { doing: doing.to_owned(), source })
-    }
-
-    /// Waits for a good answer as long as steps of the body go out, and then a while.
-    async fn moving(
-        &self,
-        request: reqwest::RequestBuilder,
-        steps: &AtomicUsize,
-        doing: &str,
-    ) -> Result<reqwest::Response, Error> {
-        let mut answer = pin!(async { succeeded(self.answer(request, doing).await?, doing).await });
-        loop {
-            let before = steps.load(Ordering::Relaxed);
-            match tokio::time::timeout(LAYER_SILENCE, &mut answer).await {
-                Ok(answered) => return answered,
-                Err(_) if steps.load(Ordering::Relaxed) != before => {}
-                Err(_) => return Err(Error::Silent { doing: doing.to_owned(), seconds: LAYER_SILENCE.as_secs() }),
-            }
-        }
     }
 
     /// Where an upload goes on.
@@ -260,6 +253,11 @@ impl Client {
             }
         }
     }
+}
+
+/// Does it say that a registry is away, and nothing of what was asked?
+fn is_of_absence(status: u16) -> bool {
+    matches!(status, 502..=504)
 }
 
 async fn succeeded(response: reqwest::Response, doing: &str) -> Result<reqwest::Response, Error> {
@@ -334,7 +332,7 @@ impl Error {
             Self::Registry { source: OciDistributionError::RequestError(source), .. } => !source.is_builder(),
             Self::Registry { source: OciDistributionError::ServerError { code: status, .. }, .. }
             | Self::Refused { status, .. }
-                if matches!(status, 502..=504) =>
+                if is_of_absence(*status) =>
             {
                 true
             }

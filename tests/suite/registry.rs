@@ -43,7 +43,6 @@ struct Place {
 }
 
 async fn start() -> Place {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let store: SharedStore = DiskStore::open(&dir.path().join("store")).unwrap();
     let blobs = DiskBlobs::open(&dir.path().join("blobs")).unwrap();
@@ -51,6 +50,7 @@ async fn start() -> Place {
 }
 
 async fn serve(dir: TempDir, store: SharedStore, blobs: SharedBlobs) -> Place {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let registry = Registry::new(Objects::new(Arc::clone(&store)), blobs);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

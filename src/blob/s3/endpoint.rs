@@ -24,7 +24,7 @@ use http_body::{Body, Frame, SizeHint};
 use reqwest::{Certificate, Client, Method, Response, StatusCode, Url, redirect::Policy};
 
 use super::{
-    super::Error,
+    super::{Error, while_moving},
     answer::{Failure, Said},
     keys::{KeySource, Keys},
     sign::sign,
@@ -224,7 +224,8 @@ impl Endpoint {
             // Also of nothing: AWS wants to be told.
             request = request.header(CONTENT_LENGTH, call.body.len()).body(reqwest::Body::wrap(body));
         }
-        let response = moving(request.send(), &sent, call.patience).await?;
+        let response = while_moving(request.send(), &sent, call.patience).await;
+        let response = response.ok_or(Failure::Silent(call.patience))?.map_err(Failure::Transport)?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -238,23 +239,6 @@ impl Endpoint {
         let changed = *keys != new;
         *keys = new;
         changed
-    }
-}
-
-/// Waits for an answer as long as something is on its way.
-async fn moving(
-    send: impl Future<Output = reqwest::Result<Response>>,
-    sent: &AtomicU64,
-    patience: Duration,
-) -> Result<Response, Failure> {
-    let mut send = std::pin::pin!(send);
-    loop {
-        let before = sent.load(Ordering::Relaxed);
-        match tokio::time::timeout(patience, &mut send).await {
-            Ok(response) => return response.map_err(Failure::Transport),
-            Err(_) if sent.load(Ordering::Relaxed) != before => {}
-            Err(_) => return Err(Failure::Silent(patience)),
-        }
     }
 }
 

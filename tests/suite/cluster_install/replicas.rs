@@ -24,6 +24,7 @@ use crate::{
 const LINES: usize = 100;
 /// What a build has in its environment is in its log.
 const BUILD: &str = "import time\nsay(\" \".join(os.environ.values()))\nfor number in range(LINES):\n    say(f\"number {number}\")\n    time.sleep(0.04)";
+const DAEMONS: &str = "app.kubernetes.io/component=daemon";
 /// A node that is gone is noticed when its Lease has run out, after 15 s; the next one begins in a moment, and is found by
 /// the nodes in another. The rest is for a machine that has much else to do.
 const SILENT: Duration = Duration::from_secs(40);
@@ -108,13 +109,12 @@ fn install(place: &Place, bucket: &Bucket) {
 /// Where the registry of a pod would be that does not lead, connections are refused: who has one there comes again.
 fn who_waits_keeps_nobody(place: &Place, leader: &str) {
     let addresses = r#"jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}"#;
-    let daemons = "app.kubernetes.io/component=daemon";
-    let addresses = place.kubectl(&["get", "pods", "-n", "epiniod", "-l", daemons, "-o", addresses]);
+    let addresses = place.kubectl(&["get", "pods", "-n", "epiniod", "-l", DAEMONS, "-o", addresses]);
     let mut seen = 0;
     for (pod, address) in addresses.lines().filter_map(|line| line.split_once(' ')) {
         let url = format!("http://{address}:30500/v2/");
-        let asked = place.on_node(&["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", &url]);
-        let answer = { asked }.output().expect("curl can be run");
+        let curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", &url];
+        let answer = place.on_node(&curl).output().expect("curl can be run");
         let answer = (answer.status.code(), String::from_utf8_lossy(&answer.stdout).into_owned());
         // 7: the connection was refused.
         let wanted = if pod == leader { (Some(0), "401".to_owned()) } else { (Some(7), "000".to_owned()) };
@@ -204,7 +204,7 @@ fn a_silent_one_is_replaced(place: &Place, url: &str) {
 /// A later install keeps what was chosen, and needs no keys.
 fn pods_of_another_version_roll_in(place: &Place) {
     let names = || {
-        let names = ["get", "pods", "-n", "epiniod", "-l", "app.kubernetes.io/component=daemon", "-o", "name"];
+        let names = ["get", "pods", "-n", "epiniod", "-l", DAEMONS, "-o", "name"];
         place.kubectl(&names).lines().map(str::to_owned).collect::<BTreeSet<_>>()
     };
     let before = names();
@@ -253,6 +253,5 @@ fn knows_the_keys(text: &str) -> bool {
 
 fn daemons(place: &Place) -> String {
     let pods = place.kubectl(&["get", "pods", "-n", "epiniod", "--show-labels"]);
-    let selector = "app.kubernetes.io/component=daemon";
-    format!("{pods}{}", place.kubectl(&["logs", "-n", "epiniod", "-l", selector, "--tail=40", "--prefix"]))
+    format!("{pods}{}", place.kubectl(&["logs", "-n", "epiniod", "-l", DAEMONS, "--tail=40", "--prefix"]))
 }
