@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::client::Client,
-    support::{Daemon, Packages, RunBy, request, sample, wait_until},
+    support::{Daemon, Packages, RunBy, epiniod, request, sample, wait_until},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -198,7 +198,7 @@ fn a_token_pushes_with_curl_and_with_the_command_line_after_a_restart() {
 
     let settings = daemon.dir().join("token.yaml");
     let with_login = |args: &[&str], input: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_epiniod"));
+        let mut command = Command::new(epiniod());
         command.args(args).env("EPINIO_SETTINGS", &settings).env("HOME", daemon.dir()).env_remove("EPINIOD_DATA_DIR");
         let mut child = command
             .stdin(std::process::Stdio::piped())

@@ -11,6 +11,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::support::epiniod;
+
 /// `bin/detect` of a buildpack that does not take part.
 const NOT_FOR_ME: i32 = 100;
 
@@ -25,7 +27,7 @@ impl Build {
         for directory in ["workspace", "layers", "platform/env", "home"] {
             fs::create_dir_all(build.path(directory)).expect("a directory");
         }
-        epiniod::buildpacks::install(&build.path("cnb"), env!("CARGO_BIN_EXE_epiniod")).expect("installed buildpacks");
+        epiniod::buildpacks::install(&build.path("cnb"), &epiniod()).expect("installed buildpacks");
         for (name, text) in files {
             build.write(name, text);
         }
@@ -276,7 +278,7 @@ fn only_an_embedded_buildpack_is_run_by_its_name() {
     fs::write(foreign.join("buildpack.toml"), "api = \"0.10\"\n[buildpack]\nid = \"else/where\"\nversion = \"1\"\n")
         .expect("a descriptor");
     let link = foreign.join("detect");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_epiniod"), &link).expect("a link");
+    std::os::unix::fs::symlink(epiniod(), &link).expect("a link");
     let output = Command::new(&link).env("CNB_BUILDPACK_DIR", &foreign).output().expect("an output");
     assert!(!String::from_utf8_lossy(&output.stdout).contains("--->"));
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::Command, time::Duration};
 
 use crate::support::{
-    Daemon, Packages, Response, RunBy, Surroundings, free_port, not_run, request, sample, wait_until,
+    Daemon, Packages, Response, RunBy, Surroundings, epiniod, free_port, not_run, request, sample, wait_until,
 };
 
 struct Site {
@@ -37,7 +37,7 @@ impl Site {
 
     /// The CLI, logged in by a settings file of its own.
     fn epiniod(&self, args: &[&str]) -> (bool, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_epiniod"))
+        let output = Command::new(epiniod())
             .args(args)
             .env("EPINIO_SETTINGS", self.daemon.dir().join("login.yaml"))
             .env_remove("EPINIOD_DATA_DIR")
@@ -139,7 +139,7 @@ fn a_machine_that_is_told_to_trusts_the_authority() {
     let output = Command::new("unshare")
         .args(["--mount", "bash", "-c", APART, "apart"])
         .arg(room.path())
-        .arg(env!("CARGO_BIN_EXE_epiniod"))
+        .arg(epiniod())
         .arg(format!("https://127.0.0.1:{}/ready", site.port))
         .env("EPINIOD_DATA_DIR", site.daemon.data_dir())
         .env("EPINIO_SETTINGS", site.daemon.dir().join("login.yaml"))

@@ -20,7 +20,7 @@ use std::{
 
 use crate::support::{
     cluster::{borrow_with, name, script},
-    not_run, request, wait_until,
+    epiniod, not_run, request, wait_until,
 };
 
 /// A cluster to install into.
@@ -101,7 +101,7 @@ impl Place {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_epiniod"));
+        let mut command = Command::new(epiniod());
         command
             .args(args)
             .env("KUBECONFIG", &self.kubeconfig)

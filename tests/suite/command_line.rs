@@ -21,7 +21,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use self::fake_api::{Answer, End, FakeApi};
-use crate::support::{send, wait_until};
+use crate::support::{epiniod, send, wait_until};
 
 mod fake_api;
 
@@ -41,7 +41,7 @@ impl User {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_epiniod"));
+        let mut command = Command::new(epiniod());
         command.args(args).env_clear().current_dir(self.home.path()).env("HOME", self.home.path());
         command.env("EPINIO_SETTINGS", self.home.path().join("settings.yaml"));
         if let Some(api) = &self.api {

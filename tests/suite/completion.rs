@@ -2,12 +2,11 @@
 
 use std::process::Command;
 
-use crate::support::not_run;
+use crate::support::{epiniod, not_run};
 
 /// Runs a shell with the script in `$1`; what it says.
 fn shell(name: &str, script: &str) -> Option<String> {
-    let epiniod = env!("CARGO_BIN_EXE_epiniod");
-    let made = Command::new(epiniod).args(["completion", name]).output().expect("epiniod");
+    let made = Command::new(epiniod()).args(["completion", name]).output().expect("epiniod");
     assert!(made.status.success() && made.stderr.is_empty(), "{made:?}");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("_epiniod");

@@ -8,10 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{has_skopeo, not_run};
+use crate::support::{epiniod, has_skopeo, not_run};
 
 fn image() -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_epiniod")).arg("image").output().expect("epiniod");
+    let output = Command::new(epiniod()).arg("image").output().expect("epiniod");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output
 }

@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::support::not_run;
+use crate::support::{epiniod, not_run};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ARCH: &str = std::env::consts::ARCH;
@@ -49,7 +49,9 @@ fn release() -> Option<TempDir> {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let made = Command::new("bash")
         .arg(source("packaging/release"))
-        .args(["--quick", "--binary", env!("CARGO_BIN_EXE_epiniod"), "--out"])
+        .args(["--quick", "--binary"])
+        .arg(epiniod())
+        .arg("--out")
         .arg(dir.path())
         .env("SOURCE_DATE_EPOCH", "1800000000")
         .output();

@@ -14,7 +14,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Daemon, get, not_run, sample, send, wait_until};
+use crate::support::{Daemon, epiniod, get, not_run, sample, send, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -142,7 +142,7 @@ fn systemd_takes_the_unit_and_finds_it_hardened() {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("epiniod.service");
-    fs::write(&path, unit.replace("/usr/bin/epiniod", env!("CARGO_BIN_EXE_epiniod"))).unwrap();
+    fs::write(&path, unit.replace("/usr/bin/epiniod", &epiniod())).unwrap();
     let analyze = |args: &[&str]| Command::new("systemd-analyze").args(args).arg(&path).output();
     let Ok(verified) = analyze(&["verify", "--man=no"]) else {
         assert!(std::env::var_os("EPINIOD_TEST_TOOLS").is_none(), "systemd-analyze is not installed");

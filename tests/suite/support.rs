@@ -53,6 +53,11 @@ pub fn has_skopeo() -> bool {
     there
 }
 
+/// The product: what the gate built to be released, or else what Cargo builds with the tests.
+pub fn epiniod() -> String {
+    std::env::var("EPINIOD_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_epiniod").to_owned())
+}
+
 /// Programs in Go that `tests/cluster/build` makes, or why it cannot.
 pub fn programs<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N], String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/build");

@@ -7,8 +7,8 @@ use std::{
     process::Command,
 };
 
-use super::house::{TOOLS, epiniod, guest};
-use crate::support::not_run;
+use super::house::{TOOLS, guest};
+use crate::support::{epiniod, not_run};
 
 /// A user that nobody is.
 const NOBODY: u32 = 64_123;
@@ -77,7 +77,8 @@ pub fn rootless_on_a_small_disk(name: &str, test: impl Future<Output = ()>) {
 /// Runs a test in a process of somebody else. `prepare` makes the folder for their files ready, until what it returns goes.
 fn as_nobody<T>(name: &str, variables: &[(&str, String)], prepare: impl FnOnce(&Path) -> T) {
     let tools = tempfile::Builder::new().prefix("epiniod-tools-").tempdir_in("/var/tmp").expect("a folder");
-    let programs = [("suite", env::current_exe().expect("this program")), ("epiniod", epiniod()), ("guest", guest())];
+    let programs =
+        [("suite", env::current_exe().expect("this program")), ("epiniod", epiniod().into()), ("guest", guest())];
     for (name, program) in programs {
         fs::hard_link(&program, tools.path().join(name))
             .or_else(|_| fs::copy(&program, tools.path().join(name)).map(drop))
@@ -92,6 +93,7 @@ fn as_nobody<T>(name: &str, variables: &[(&str, String)], prepare: impl FnOnce(&
     let output = Command::new(tools.path().join("suite"))
         .args(["--exact", name, "--nocapture"])
         .env(TOOLS, tools.path())
+        .env("EPINIOD_TEST_BINARY", tools.path().join("epiniod"))
         .env("EPINIOD_TEST_DIR", home)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .current_dir("/")

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::callers::open_to_all;
 pub use super::callers::{SmallDisk, as_root, rootless, rootless_on_a_small_disk, rootless_with};
+use crate::support::epiniod;
 
 /// Whatever is waited for takes milliseconds here; a busy machine may need longer.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,15 +68,7 @@ fn glob(folder: &Path, depth: usize) -> Box<dyn Iterator<Item = PathBuf>> {
     Box::new(paths.flat_map(move |path| glob(&path, depth - 1).chain([path])))
 }
 
-/// The product.
-pub fn epiniod() -> PathBuf {
-    match env::var_os(TOOLS) {
-        Some(tools) => Path::new(&tools).join("epiniod"),
-        None => env!("CARGO_BIN_EXE_epiniod").into(),
-    }
-}
-
-/// The guest, compiled once. It starts the product when it is not in a sandbox, from where that is.
+/// The guest, compiled once for each product that it is to start. It starts the product when it is not in a sandbox, from where that is.
 pub fn guest() -> PathBuf {
     static GUEST: OnceLock<PathBuf> = OnceLock::new();
     GUEST.get_or_init(compile).clone()
@@ -87,8 +80,9 @@ fn compile() -> PathBuf {
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/sandbox/guest.rs");
     let sources = [source.clone(), source.with_file_name("guest/http.rs")];
-    let sources = sources.map(|source| fs::read(source).expect("the source of the guest"));
-    let name = Digest::of(sources.concat()).hex();
+    let mut of = sources.map(|source| fs::read(source).expect("the source of the guest")).concat();
+    of.extend(epiniod().into_bytes());
+    let name = Digest::of(of).hex();
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guest-{}", &name[..16]));
     if program.exists() {
         return program;

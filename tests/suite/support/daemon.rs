@@ -300,7 +300,7 @@ impl Drop for Daemon {
 
 /// The program, where who runs it may read it; the folder is theirs.
 fn program(dir: &TempDir, run_by: RunBy) -> PathBuf {
-    let built = PathBuf::from(env!("CARGO_BIN_EXE_epiniod"));
+    let built = PathBuf::from(super::epiniod());
     if run_by == RunBy::Caller {
         return built;
     }
