@@ -6,6 +6,7 @@
 mod app;
 mod authority;
 mod builder;
+pub mod channel;
 mod digest;
 mod domain;
 mod image;

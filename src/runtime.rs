@@ -8,6 +8,7 @@
 mod documents;
 pub mod kube;
 pub mod local;
+mod output;
 mod visit;
 
 use std::{
@@ -289,6 +290,13 @@ pub enum Ended {
     OutOfMemory,
     Deadline,
     Cancelled,
+}
+
+impl From<std::process::ExitStatus> for Ended {
+    fn from(status: std::process::ExitStatus) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        status.code().map_or_else(|| Self::Signal(status.signal().unwrap_or(9)), Self::Exit)
+    }
 }
 
 /// Where the output of a job goes, line by line. A sink that is slow slows the job down.

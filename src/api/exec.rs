@@ -24,19 +24,13 @@ use tokio::{
 
 use super::{ApiError, ApiState, applications::find, credential::Caller, websocket};
 use crate::{
+    model::channel::{CLOSE, RESIZE, STATUS, STDERR, STDIN, STDOUT},
     runtime::{Error, Exit, Reader, Session, Terminal, TerminalSize, Writer},
     telemetry::chain,
 };
 
 /// From the newest to the oldest.
 const PROTOCOLS: [&str; 4] = ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io", "base64.channel.k8s.io"];
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-const RESIZE: u8 = 4;
-/// What follows is the channel that has ended.
-const CLOSE: u8 = 255;
 
 /// The output in one frame, in bytes.
 const CHUNK_BYTES: usize = 32 << 10;

@@ -19,16 +19,13 @@ use super::{
     error::Error,
     terminal::{self, Raw},
 };
-use crate::model::{AppName, Namespace};
+use crate::model::{
+    AppName, Namespace,
+    channel::{CLOSE, RESIZE, STATUS, STDERR, STDIN, STDOUT},
+};
 
 /// The version of Kubernetes' protocol of remote commands that knows the end of an input.
 const PROTOCOL: &str = "v5.channel.k8s.io";
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
 /// What is read of stdin at once, in bytes.
 const CHUNK_BYTES: usize = 16 << 10;
 /// What was typed and is not sent yet, in chunks.

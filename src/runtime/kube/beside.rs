@@ -14,7 +14,7 @@ use std::{
 use futures::StreamExt as _;
 use tokio::{
     fs,
-    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::Command,
 };
 use tokio_util::sync::CancellationToken;
@@ -24,10 +24,9 @@ use crate::{
     model::Timestamp,
     runtime::{
         DETECTION, Ended, Error, Job, LogLine, LogSink, LogStream, MAX_REPORT_BYTES, Step, StepImage, StepOutcome,
+        output::Lines,
     },
 };
-
-const LINE_BYTES: u64 = 16 << 10;
 
 /// Whether every step of a job is our own code.
 pub(super) fn takes(job: &Job) -> bool {
@@ -126,9 +125,7 @@ async fn run_step(
     let (out, err) = (output.forward(child.stdout.take()), output.forward(child.stderr.take()));
     let ended = tokio::select! {
         (status, ..) = async { tokio::join!(child.wait(), out, err) } => {
-            let status = status.map_err(starting)?;
-            use std::os::unix::process::ExitStatusExt as _;
-            status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or(9)), Ended::Exit)
+            status.map_err(starting)?.into()
         }
         () = cancel.cancelled() => Ended::Cancelled,
         () = tokio::time::sleep(step.deadline) => Ended::Deadline,
@@ -159,17 +156,10 @@ struct Output<'a> {
 impl Output<'_> {
     async fn forward(&self, pipe: Option<impl AsyncRead + Unpin>) {
         let Some(pipe) = pipe else { return };
-        let mut reader = BufReader::new(pipe);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
+        let mut lines = Lines::new(BufReader::new(pipe));
+        while let Some(text) = lines.next().await {
             let skipped = self.seen.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |seen| seen.checked_sub(1));
             if skipped.is_err() {
-                let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
                 let line =
                     LogLine { origin: DETECTION.to_owned(), stream: LogStream::Stdout, at: Timestamp::now(), text };
                 let _ = self.log.send(line).await;

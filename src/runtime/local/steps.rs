@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    io::{AsyncRead, BufReader},
     process::{Child, Command},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,12 +29,10 @@ use crate::{
     oci::tree::remove_tree,
     runtime::{
         Access, CNB_ID, Ended, Error, Job, JobId, LogLine, LogSink, LogStream, MAX_REPORT_BYTES, OWN_BINARY, Step,
-        StepBlob, StepImage, StepNetwork, StepOutcome, StepUser, Trust,
+        StepBlob, StepImage, StepNetwork, StepOutcome, StepUser, Trust, output::Lines,
     },
 };
 
-/// Longer lines are cut in pieces, in bytes.
-const LINE_BYTES: u64 = 16 << 10;
 /// What a step may write outside of its volumes when nothing else is said, in bytes.
 const SCRATCH_BYTES: u64 = 1 << 30;
 const OPEN_FILES: u64 = 65_536;
@@ -189,7 +187,7 @@ impl<'a> Sandbox<'a> {
                 // Lines first: a log that is slow slows the step down, and nothing of it is lost.
                 (&mut output).await;
                 drained = true;
-                wait(&mut child).await
+                child.wait().await.map(Ended::from)
             };
             tokio::select! {
                 ended = ends => ended.map_err(starting())?,
@@ -327,28 +325,11 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
-async fn wait(child: &mut Child) -> io::Result<Ended> {
-    use std::os::unix::process::ExitStatusExt as _;
-    let status = child.wait().await?;
-    Ok(status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or(9)), Ended::Exit))
-}
-
 /// Gives lines on as they come, until the pipe ends. When nobody listens any more they are dropped.
 async fn forward(pipe: Option<impl AsyncRead + Unpin>, origin: &str, stream: LogStream, log: &LogSink) {
-    use tokio::io::AsyncReadExt as _;
     let Some(pipe) = pipe else { return };
-    let mut reader = BufReader::new(pipe);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        while line.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
-            line.pop();
-        }
-        let text = String::from_utf8_lossy(&line).into_owned();
+    let mut lines = Lines::new(BufReader::new(pipe));
+    while let Some(text) = lines.next().await {
         let _ = log.send(LogLine { origin: origin.to_owned(), stream, at: Timestamp::now(), text }).await;
     }
 }
